@@ -185,7 +185,7 @@ def of_views(folder: Path, test: str) -> dict[str, float]:
     encoder, head = load_encoder(folder), load_branches(folder)["instance branch"]
     images = open_images(test)
     sample = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
-    packed = pack(take(images, sample.sort().values), encoder.view.size, bad=BadFiles())
+    packed = pack(take(images, sample.sort().values), encoder.view.size, bad_files=BadFiles())
     views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std)
     with torch.inference_mode():
         a, b = (

@@ -220,7 +220,7 @@ def one(cell: dict[str, Any]) -> None:
         size = min(encoder.view.size, 32)
         features = [pixels(part, size) for part in (bank, queries)]
     else:
-        packed = [pack(part, encoder.view.size, bad=BadFiles()) for part in (bank, queries)]
+        packed = [pack(part, encoder.view.size, bad_files=BadFiles()) for part in (bank, queries)]
         features = [extract(encoder, part, hardware=device()) for part in packed]
     Path(cell["to"]).write_text(json.dumps({**judged(*features), "seconds": seconds}))
 

@@ -236,7 +236,7 @@ class Judge:
         from crosslevel.data.loaders.batches import pack
         from crosslevel.data.open import open_images
 
-        bank, queries = (pack(open_images(str(p)), encoder.view.size, bad=BadFiles()) for p in self.packs.values())
+        bank, queries = (pack(open_images(p), encoder.view.size, bad_files=BadFiles()) for p in self.packs.values())
         settings = yaml.safe_load((self.file / "config.yaml").read_text())
         every, total = settings["monitor_every"], settings["epochs"]
         mine = records.read(Path(self.wanted["record"]), "cells").get(self.wanted["name"], {})

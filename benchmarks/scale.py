@@ -184,7 +184,7 @@ def measured(folder: Path, step: float) -> Parts:
 def decoding(folder: Path, side: int, batch: int) -> float:
     """Seconds of a core for an image's two crops."""
     images = open_images(folder)
-    batches = TrainBatches(images, batch, seed=0, bad=BadFiles(), crops=Views("mocov2", side).crops)
+    batches = TrainBatches(images, batch, seed=0, bad_files=BadFiles(), crops=Views("mocov2", side).crops)
     list(batches)
     return median([clocked(time.process_time, lambda: list(batches)) for _ in range(5)]) / len(images)
 
@@ -241,8 +241,9 @@ def process(rank: int, count: int, port: int, folder: str) -> None:
     step = alone(module, views, Path(folder) / "few")
     module, views = training()
     batches = Timed(
-        open_images(Path(folder) / "small"), BATCH, seed=0, bad=BadFiles(), crops=views.crops, rank=rank, world=count
-    )
+        open_images(Path(folder) / "small"), BATCH, seed=0, bad_files=BadFiles(), crops=views.crops,
+        rank=rank, world=count,
+    )  # fmt: skip
     fit(
         module, batches, Path(folder) / f"run{count}", hardware=choose("cpu", "fp32"), ranks=world(1, 1),
         log_every=1000, console=Console(file=io.StringIO()), checkpoint_minutes=60,
@@ -280,7 +281,7 @@ def training() -> tuple[Pretrain, Views]:
 
 def alone(module: Pretrain, views: Views, folder: Path) -> float:
     """Core seconds of a step without any loop, its batch at hand."""
-    batch = next(iter(TrainBatches(open_images(folder), BATCH, seed=0, bad=BadFiles(), crops=views.crops)))
+    batch = next(iter(TrainBatches(open_images(folder), BATCH, seed=0, bad_files=BadFiles(), crops=views.crops)))
     module, optimizer = module.to(memory_format=torch.channels_last), module.configure_optimizer()
     step = partial(plain_step(module, optimizer), batch)
     step()

@@ -15,7 +15,7 @@ from crosslevel.utils.processes import unread
 COMMANDS = {
     "demo": (
         "crosslevel.demo",
-        "MoCo with and without CLD on generated images, and a page that shows both",
+        "a training with and without CLD on generated images, and a page that compares them",
     ),
     "train": ("crosslevel.training.train", "images without labels in, a trained encoder out"),
     "tune": ("crosslevel.tuning.tune", "better settings for images without labels, found without labels"),
@@ -30,7 +30,7 @@ COMMANDS = {
     ),
     "recipes": (
         "crosslevel.settings.recipes",
-        "the settings of published results, with their figures where these are recorded",
+        "settings by name, method and data set, with the published figure where one is recorded",
     ),
     "export": ("crosslevel.models.export", "the encoder's weights for torchvision, timm, detectron2 or ONNX"),
     "push": ("crosslevel.evaluation.push", "the encoder on the Hugging Face hub, with a model card, for timm"),
@@ -100,7 +100,7 @@ def _run(verb: str, words: list[str], forever: bool) -> None:
 def _uncollected(forever: bool) -> Iterator[None]:
     """Imports without the garbage collector, which takes a fifth of their time and finds nothing.
 
-    ``forever``: it never looks at them again either, as in a process that this command has to itself.
+    ``forever``: the collector skips these objects for the rest of the process; for the command line only.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -127,7 +127,9 @@ def _completion(words: list[str]) -> None:
 def _unknown(verb: str) -> None:
     from crosslevel.utils.errors import did_you_mean  # noqa: PLC0415
 
-    print(f"crosslevel: there is no command {verb!r}: {did_you_mean(verb, COMMANDS)}", file=sys.stderr)
+    is_version = verb.lower().strip("-") in ("v", "version")
+    hint = did_you_mean("--version" if is_version else verb, [*COMMANDS, COMPLETION, "--version", "--help"])
+    print(f"crosslevel: there is no command {verb!r}: {hint}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -131,11 +131,11 @@ def affordable(
     ``measure`` returns the seconds of a step, as `seconds_a_step` does.
     """
     source, size = open_images(images), Views().size
-    packed = pack(source, size, bad=BadFiles())
+    packed = pack(source, size, bad_files=BadFiles())
     with torch.random.fork_rng(devices=[]):
         encoder = Encoder("resnet18", True, width)
     batch = min(MEASURED_WITH, len(packed))
-    seconds = measure(encoder, Views(size=size), TrainBatches(packed, batch, seed=0, bad=BadFiles()), hardware)
+    seconds = measure(encoder, Views(size=size), TrainBatches(packed, batch, seed=0, bad_files=BadFiles()), hardware)
     epochs = defaults.affordable_epochs(MINUTES / 2, batch / seconds, len(packed)).value
     return max(LEAST, min(MOST, int(epochs))), batch / seconds
 

@@ -318,20 +318,20 @@ def _image_state(images: Images) -> dict[str, Any]:
 class Unreadable:
     """The list of unreadable files on disk: one for each rank during the run, one for all at its end."""
 
-    def __init__(self, bad: BadFiles, folder: Path, rank: int, resume: bool) -> None:
-        self.bad, self.folder = bad, folder
+    def __init__(self, bad_files: BadFiles, folder: Path, rank: int, resume: bool) -> None:
+        self.bad_files, self.folder = bad_files, folder
         self.file = folder / (files.BAD_FILES if rank == 0 else f"{rank}.{files.BAD_FILES}")
         if resume and self.file.exists():
-            bad.read(self.file)
+            bad_files.read(self.file)
 
     def keep(self) -> None:
         """Write this rank's list, if it has any."""
-        if len(self.bad):
-            self.bad.write(self.file)
+        if len(self.bad_files):
+            self.bad_files.write(self.file)
 
     def merge(self) -> None:
         """Add the other ranks' lists."""
         for part in self.folder.glob(f"*.{files.BAD_FILES}"):
-            self.bad.read(part)
+            self.bad_files.read(part)
             part.unlink()
         self.keep()

@@ -95,7 +95,7 @@ def measure(root: str) -> None:
     method.online = 2  # CLD compares two views that the trained network has seen
     views = Views("cifar", 32)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
-    batches = Few(source, BATCH, seed=0, bad=BadFiles(), crops=views.crops, workers=WORKERS)
+    batches = Few(source, BATCH, seed=0, bad_files=BadFiles(), crops=views.crops, workers=WORKERS)
     module = Pretrain(
         encoder, method, cld, views, steps=STEPS, warmup_steps=1, optimizer="sgd", lr=0.01, weight_decay=0.0, seed=0
     )  # fmt: skip

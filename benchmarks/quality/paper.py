@@ -214,7 +214,8 @@ def judge(folder: Path, source: str, test: str) -> dict[str, float]:
         sys.exit(f"{source} and {test} differ in their classes")
     encoder, hardware = load_encoder(folder), choose()
     bank_features, query_features = (
-        extract(encoder, pack(part, encoder.view.size, bad=BadFiles()), hardware=hardware) for part in (bank, queries)
+        extract(encoder, pack(part, encoder.view.size, bad_files=BadFiles()), hardware=hardware)
+        for part in (bank, queries)
     )
     heads = {f"knn_{name.removesuffix(' branch')}": head for name, head in load_branches(folder).items()}
     branches = {"knn": torch.nn.Identity(), **heads}

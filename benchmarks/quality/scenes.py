@@ -185,7 +185,7 @@ def supervised(encoder: Encoder, labelled: str, seed: int, epochs: int, folder: 
     if file.is_file():
         return load_encoder(file)
     hardware = choose()
-    images: InMemoryImages = pack(open_images(labelled), encoder.view.size, bad=BadFiles())
+    images: InMemoryImages = pack(open_images(labelled), encoder.view.size, bad_files=BadFiles())
     network = copy.deepcopy(untrained(encoder, seed)).to(hardware.device).to(memory_format=torch.channels_last).train()
     classifier = new_classifier(encoder.num_features, len(images.classes or []), seed).to(hardware.device)
     modules, config = nn.ModuleList([network, classifier]), Training(epochs, 128, "cosine", 5e-4, seed, folder)

@@ -132,7 +132,7 @@ def judge(run: Path, source: str, test: str) -> list[float]:
     bank, queries = labelled_pair(source, test)
     encoder = load_encoder(run)
     bank_features, query_features = (
-        extract(encoder, pack(part, encoder.view.size, bad=BadFiles())) for part in (bank, queries)
+        extract(encoder, pack(part, encoder.view.size, bad_files=BadFiles())) for part in (bank, queries)
     )
     accuracies = []
     for limit in NEIGHBOURS:

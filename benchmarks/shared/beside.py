@@ -73,7 +73,7 @@ def beside(
     """
     views = views or Views("cifar", 32)
     views.count = method.views
-    batches = TrainBatches(images, batch_size, seed=0, bad=BadFiles())
+    batches = TrainBatches(images, batch_size, seed=0, bad_files=BadFiles())
     module = Pretrain(
         encoder, method, cld, views, steps=epochs * len(batches), warmup_steps=0, optimizer="sgd", lr=0.06,
         weight_decay=5e-4, seed=0,

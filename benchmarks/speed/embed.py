@@ -54,7 +54,7 @@ def one_round(run: Path, folder: str, count: int) -> tuple[float, float, float]:
         embed(str(run), folder, f"{out}/features.parquet", precision="auto")  # as the encoder alone
         whole = time.perf_counter() - began
     began = time.perf_counter()
-    for _ in EvalBatches(open_images(folder), 256, 32, bad=BadFiles()):
+    for _ in EvalBatches(open_images(folder), 256, 32, bad_files=BadFiles()):
         pass
     decode = time.perf_counter() - began
     encoder, hardware = load_encoder(run).to(memory_format=torch.channels_last), choose()

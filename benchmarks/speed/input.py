@@ -115,7 +115,7 @@ def in_turns(epochs: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 def ours(images: Images, workers: int) -> TrainBatches:
     views = Views("mocov2", SIZE)
     crops = None if isinstance(images, InMemoryImages) else views.crops
-    return TrainBatches(images, BATCH, seed=0, bad=BadFiles(), crops=crops, workers=workers)
+    return TrainBatches(images, BATCH, seed=0, bad_files=BadFiles(), crops=crops, workers=workers)
 
 
 def torchvision_loader(photos: Path, workers: int) -> DataLoader:

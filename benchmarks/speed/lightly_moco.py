@@ -90,7 +90,9 @@ def main() -> None:
     method = MoCo(encoder)
     source = open_images(arguments.folder)
     images = take(source, torch.randperm(len(source))[: BATCH * STEPS])
-    ours, theirs = beside(encoder, method, pack(images, 32, bad=BadFiles()), peer.seconds, epochs=arguments.epochs)
+    ours, theirs = beside(
+        encoder, method, pack(images, 32, bad_files=BadFiles()), peer.seconds, epochs=arguments.epochs
+    )
     print(machine())
     print(f"crosslevel  {BATCH / median(ours):8,.0f} images/s")
     print(f"lightly     {BATCH / median(theirs):8,.0f} images/s")

@@ -176,7 +176,7 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed:
     cld = CrossLevel(
         encoder.num_features, setting["groups"], setting["group_temperature"], setting["weight"]
     )  # fmt: skip
-    batches = TrainBatches(collection.part, BATCH, seed=seed, bad=BadFiles())
+    batches = TrainBatches(collection.part, BATCH, seed=seed, bad_files=BadFiles())
     module = Pretrain(
         encoder, method, cld if cld.weight else None, views, steps=collection.epochs * len(batches),
         warmup_steps=len(batches) // 2, optimizer="sgd", lr=setting["lr"], weight_decay=5e-4, seed=seed,
@@ -200,7 +200,7 @@ def one_run(setting: dict[str, Any], collection: Collection, folder: Path, seed:
 @torch.no_grad()
 def probe(encoder: Encoder, method: SimCLR, cld: CrossLevel, images: Images) -> dict[str, Any]:
     """Features of two views of the held-out images, drawn alike in every run: backbone, instance and group branch."""
-    part = pack(images, SIZE, bad=BadFiles()).batch(torch.arange(len(images)))
+    part = pack(images, SIZE, bad_files=BadFiles()).batch(torch.arange(len(images)))
     features: dict[str, Any] = {"tracks": images.tracks}
     for preset in PROBES:
         view_pair = Views(preset, SIZE)(part, torch.Generator().manual_seed(0))
@@ -235,9 +235,9 @@ def cifar(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Col
     whole, test = (open_images(path) for path in arguments.cifar)
     assert whole.labels is not None
     part = take(whole, long_tailed(whole.labels, imbalance, torch.Generator().manual_seed(seed)))
-    images = pack(part, SIZE, bad=BadFiles())
+    images = pack(part, SIZE, bad_files=BadFiles())
     half = take(test, torch.arange(0, len(test), 2))
-    return collected(images, pack(half, SIZE, bad=BadFiles()))
+    return collected(images, pack(half, SIZE, bad_files=BadFiles()))
 
 
 def turntable(arguments: argparse.Namespace, imbalance: float, seed: int = 0) -> Collection:

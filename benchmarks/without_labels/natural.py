@@ -169,14 +169,16 @@ def measured(collection: Collection, run: Path | None) -> Row:
     """What is estimated of a collection without its labels and tracks, beside the truth."""
     name, data, labels, tracks = collection
     source: Images = Unlabelled(data, name)
-    bad, features, threshold, accuracy = BadFiles(), None, 1.0, None
-    scanned = scan(source, bad, 0)
+    bad_files, features, threshold, accuracy = BadFiles(), None, 1.0, None
+    scanned = scan(source, bad_files, 0)
     if run is not None:
-        features, threshold = run_features(load_encoder(run), source, scanned, Runtime(choose(), 0), None, bad, 0)
+        features, threshold = run_features(load_encoder(run), source, scanned, Runtime(choose(), 0), None, bad_files, 0)
         accuracy = neighbours(features, labels, tracks)
     groups = structure(scanned, features, threshold)
     sets = duplicate_sets(scanned, groups.pairs, source.paths)
-    report = summary(name, len(source), source, scanned, groups, sets, bad, BATCH, None if run is None else str(run))
+    report = summary(
+        name, len(source), source, scanned, groups, sets, bad_files, BATCH, None if run is None else str(run)
+    )
     tail, sizes = report["long_tail"]["by_track"], torch.bincount(labels)
     return Row(
         name, long_tail.imbalance_factor(sizes), tail["imbalance"], long_tail.gini(sizes), tail["gini"],

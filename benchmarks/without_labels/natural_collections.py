@@ -48,7 +48,7 @@ def collections(folder: str) -> Iterator[Collection]:
     for seed, (objects, frames, imbalance) in enumerate(TURNTABLES, 100):
         turntable = Turntable(objects=objects, frames=frames, imbalance=imbalance, seed=seed)
         yield of_turntable(f"turntable, {objects} objects x {frames}, {imbalance}", turntable)
-    cifar = pack(open_images(folder), 32, bad=BadFiles(), workers=0)
+    cifar = pack(open_images(folder), 32, bad_files=BadFiles(), workers=0)
     labels = labels_of(cifar)
     for seed, (most, copies, imbalance) in enumerate(CIFARS, 200):
         generator = torch.Generator().manual_seed(seed)
@@ -76,7 +76,7 @@ def labels_of(images: Images) -> torch.Tensor:
 
 def trained(folder: str, runs_dir: Path) -> Iterator[tuple[Collection, Path]]:
     """The collections of `TRAINED`, each with the run that was trained on it."""
-    cifar = pack(open_images(folder), 32, bad=BadFiles(), workers=0)
+    cifar = pack(open_images(folder), 32, bad_files=BadFiles(), workers=0)
     labels = labels_of(cifar)
     for source, classes, objects, frames, imbalance, seed in TRAINED:
         name = f"{source}, {classes} classes, {objects} x {frames}, {imbalance}"

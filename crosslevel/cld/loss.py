@@ -51,6 +51,14 @@ class CrossLevel(nn.Module):
     The module returns L_G itself; the training loop adds it, as `crosslevel train` does: L = L_I + weight * L_G.
 
     ``last`` holds the groups of the last step (`StepStats`); None before the first.
+
+    Examples:
+        >>> cld = crosslevel.CrossLevel(in_features=512, groups=128)
+        >>> h_a, h_b = torch.randn(2, 256, 512)  # in a training, features of two views of the same images
+        >>> loss = cld.weight * cld(h_a, h_b)
+        >>> loss.shape
+        torch.Size([])
+
     """
 
     def __init__(

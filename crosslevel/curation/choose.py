@@ -30,9 +30,9 @@ def choose(features: Float[Tensor, "N D"], n: int, how: Strategy = "balanced", s
     """``n`` of the features, in the order that they were chosen.
 
     - balanced: hierarchical k-means, and the same share from each branch (Vo et al. 2024, arXiv 2405.15613).
-    - typical: of each of n clusters, the largest first, the one among most alike (TypiClust, Hacohen et al. 2022,
+    - typical: from each of n clusters, largest first, the image in its densest part (TypiClust, Hacohen et al. 2022,
       arXiv 2202.02794): made for a few labels a class.
-    - diverse: farthest-first, each the one least like all before (Gonzalez 1985).
+    - diverse: farthest-first, each time the image that is least like those chosen before (Gonzalez 1985).
     - covering: facility location, such that every feature has a chosen one near (greedy on random candidates,
       Mirzasoleiman et al. 2015).
     - random.

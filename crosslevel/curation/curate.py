@@ -60,9 +60,10 @@ def curate(
             of a run, or weights by name (timm:NAME, hf-hub:owner/name): then their features of --images are made once
             and kept.
         n: how many to choose; all that is left unless given.
-        how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), typical the one among
-            most alike of each of n clusters (TypiClust, Hacohen et al. 2022: for a few labels a class), diverse what is
-            least like all before (farthest-first), covering such that all others have one near (facility location).
+        how: balanced takes the same share of every region (hierarchical k-means, Vo et al. 2024), typical the
+            image in the densest part of each of n clusters (TypiClust, Hacohen et al. 2022: for a few labels a class),
+            diverse those least like the ones before (farthest-first), covering such that all others have one near
+            (facility location).
         images: of a run or of weights by name: the images to choose from; those that a run was trained on unless given.
             Of a table: where its images are now, if elsewhere than when it was written.
         outliers: whether images that lie alone can be chosen: drop lists them and leaves them out.
@@ -78,6 +79,12 @@ def curate(
 
     Returns:
         the chosen paths, and for each other path the reason why it was left out.
+
+    Examples:
+        >>> kept = crosslevel.curate("features.parquet", n=8, outliers="keep")
+        >>> len(kept.paths)
+        8
+
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
     runtime = Runtime(devices.choose(device, "fp32"))
@@ -167,7 +174,7 @@ def _summary(
             "broken pictures were not searched for: the table has no pictures (crosslevel embed --thumbnails 96)"
         )
     if n is not None:
-        short = f": {n:,} were asked for" if len(rows) < n else ""
+        short = f": {n:,} were requested" if len(rows) < n else ""
         lines.append(f"{len(rows):,} chosen ({how}){short}")
     return lines
 

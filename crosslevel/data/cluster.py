@@ -24,7 +24,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets.select import take
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source
 from crosslevel.utils.device import Device
 from crosslevel.utils.errors import CrosslevelError, MachineError, MissingExtra, UserError
 
@@ -48,10 +48,10 @@ class Opened(NamedTuple):
     subset: Int64[Tensor, " N"] | None = None
 
     @classmethod
-    def of(cls, images: str, data_root: str | None, crops: Crops | None, source: Images) -> Opened:
+    def of(cls, images: Source, data_root: str | None, crops: Crops | None, source: Images) -> Opened:
         """Describe a source that is open in this process."""
         root = data_root and os.path.abspath(data_root)
-        return cls(parse(images).absolute().text, root, crops, source.identity())
+        return cls(images.absolute().text, root, crops, source.identity())
 
     def mapped(self, job_of: Callable[[Images], Dataset[Result]], keys: Sequence[Any]) -> Iterator[Result]:
         """Run a job of these images on each key, on all machines, in the keys' order; errors of `by_workers`."""

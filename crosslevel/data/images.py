@@ -43,6 +43,7 @@ class Images(Dataset[tuple[Tensor, int]]):
     watch: Watch | None = None
     reading: Reading = USUAL
     decodes: bool = True
+    _identity: str | None = None
 
     def __len__(self) -> int:
         """The number of images, N."""
@@ -72,11 +73,17 @@ class Images(Dataset[tuple[Tensor, int]]):
             digest.update(part)
         return digest.hexdigest()
 
+    def identity_once(self) -> str:
+        """The identity when this was first called: `identity` reads the state of every file each time."""
+        if self._identity is None:
+            self._identity = self.identity()
+        return self._identity
+
     def bad_files(self) -> BadFiles:
         """A new list of unreadable files, which begins with those in ``left_out``."""
-        bad = BadFiles()
-        bad.leave_out(self.left_out)
-        return bad
+        bad_files = BadFiles()
+        bad_files.leave_out(self.left_out)
+        return bad_files
 
     def content(self) -> Iterable[bytes | memoryview]:
         """Bytes that identify the images themselves, whatever their labels, tracks and classes."""

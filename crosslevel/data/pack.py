@@ -79,6 +79,10 @@ def pack(
     Returns:
         the folder.
 
+    Examples:
+        >>> packed = crosslevel.pack("photos/", output="packed", size=256)
+        >>> run = crosslevel.train(packed)
+
     """
     if size < 1:
         raise UserError(f"--size {size}: give at least 1 pixel")
@@ -91,11 +95,11 @@ def pack(
     if source.channels != 3:
         raise UserError(f"{origin.text}: packs have images of 3 channels: give these to train and embed as they are")
     _check_watched(folder, source)
-    metadata = {**origin_metadata(images, crops, source), "identity": source.identity(), "size": size}
+    metadata = {**origin_metadata(origin, crops, source), "identity": source.identity(), "size": size}
     if stored is not None and _is_stored(stored, metadata, crops, console):
         return folder
     with folder_lock(folder, "crosslevel pack", keep=False):
-        elsewhere = Opened.of(images, data_root, crops, source) if engine == "ray" else None
+        elsewhere = Opened.of(origin, data_root, crops, source) if engine == "ray" else None
         _pack(PackWriter(folder, source, metadata, sizes), crops, workers, console, elsewhere)
         if stored is not None:
             stored.remove(ABOUT)  # of the former pack, which is about to be replaced
@@ -165,8 +169,8 @@ def _pack(
     _write(writer, decoded(source, size, remaining, workers, writer.sizes.at_once, elsewhere), console)
     count, seconds = writer.finish(), max(time.monotonic() - start_time, 1e-9)
     say(console, f"{count:,} images in {folder}, {writer.bytes() / 1e9:.2f} GB, {len(source) / seconds:,.0f} images/s")
-    if len(writer.bad):
-        say(console, writer.bad.summary(len(source)))
+    if len(writer.bad_files):
+        say(console, writer.bad_files.summary(len(source)))
     say(console, following)
 
 
@@ -214,7 +218,7 @@ def _former(folder: Path) -> tuple[dict[str, Any] | None, str]:
                 warnings.simplefilter("ignore")  # a change of the source is noticed and reported here
                 open_pack(str(folder))
         except (OSError, ValueError) as error:
-            return None, f"what is in it cannot be continued ({error})"
+            return None, f"its content cannot be continued ({error})"
     return _read_former(folder / name)
 
 
@@ -223,19 +227,19 @@ def _read_former(file: Path) -> tuple[dict[str, Any] | None, str]:
     try:
         content = read_about(file)
     except (OSError, ValueError) as error:
-        return None, f"what is in it cannot be continued ({error})"
+        return None, f"its content cannot be continued ({error})"
     if content.get("version") != VERSION:
-        return None, f"what is in it is of version {content.get('version')}"
+        return None, f"its content is of version {content.get('version')}"
     return content, ""
 
 
-def origin_metadata(images: str, crops: Crops | None, source: Images) -> dict[str, Any]:
-    """What a pack's description says of where its images are from, without secrets of an address."""
-    read = parse(images)
-    location = os.path.abspath(read.base_text) if not read.has_subset and os.path.exists(read.base_text) else None
+def origin_metadata(images: Source, crops: Crops | None, source: Images) -> dict[str, Any]:
+    """The part of a pack's metadata that says where its images are from, without an address's secrets."""
+    text = images.base_text
+    location = os.path.abspath(text) if not images.has_subset and os.path.exists(text) else None
     cut = {} if crops is None else {"crops": asdict(crops)}
     watched = {} if source.watch is None else {"watched": source.watch.root}
-    return {"version": VERSION, "source": hidden(images), "where": location, **cut, **watched}
+    return {"version": VERSION, "source": hidden(images.text), "where": location, **cut, **watched}
 
 
 def _difference(former: dict[str, Any], size: int, crops: Crops | None, source: Images) -> str:

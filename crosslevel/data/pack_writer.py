@@ -49,7 +49,7 @@ class _Part(NamedTuple):
     stop: int  # bytes of the shard that are written with this part
     done: int  # the first image after it
     square: int  # the common side of all square images so far, 0 if they differ
-    bad: dict[str, str]
+    reasons: dict[str, str]
 
 
 class PackWriter:
@@ -61,7 +61,7 @@ class PackWriter:
 
     def __init__(self, folder: Path, source: Images, metadata: dict[str, Any], sizes: Sizes = USUAL) -> None:
         self.folder, self.source, self.metadata, self.sizes = folder, source, metadata, sizes
-        self.bad, self.finished = source.bad_files(), list[_Part]()
+        self.bad_files, self.finished = source.bad_files(), list[_Part]()
 
     @property
     def done(self) -> int:
@@ -114,8 +114,8 @@ class PackWriter:
             SourceError: fewer than 2 images can be read.
 
         """
-        if len(self.bad):
-            self.bad.write(self.folder / BAD_FILES)
+        if len(self.bad_files):
+            self.bad_files.write(self.folder / BAD_FILES)
         table = _index_of(self.finished, self.source)
         count = len(table["rows"])
         if count < 2:
@@ -156,17 +156,17 @@ class PackWriter:
                 _append(file, piece.pixels)
             stop = file.tell()
             os.fsync(file.fileno())
-        bad = {path: reason for piece in pieces for path, reason in piece.bad}
+        reasons = {path: reason for piece in pieces for path, reason in piece.errors}
         indices, checks = (torch.cat([getattr(p, name) for p in pieces]) for name in ("numbers", "checks"))
         table = dict(zip(_COLUMNS, (rows.int(), columns.int(), indices, checks), strict=True))
-        part = _Part(table, shard, stop, done, square, bad)
+        part = _Part(table, shard, stop, done, square, reasons)
         _write_part(self._part_file(), part)
         self._count(part)
 
     def _count(self, part: _Part) -> None:
         self.finished.append(part)
-        for path, reason in part.bad.items():
-            self.bad.add(path, reason)
+        for path, reason in part.reasons.items():
+            self.bad_files.add(path, reason)
 
     def _part_file(self) -> Path:
         """The file of the next part."""
@@ -213,16 +213,17 @@ def _append(file: BinaryIO, pixels: Tensor) -> None:
 
 
 def _write_part(file: Path, part: _Part) -> None:
-    fields = {name: getattr(part, name) for name in ("shard", "stop", "done", "square", "bad")}
-    write_tensors(file, part.table, {"part": json.dumps(fields)})
+    fields = {name: getattr(part, name) for name in ("shard", "stop", "done", "square")}
+    write_tensors(file, part.table, {"part": json.dumps({**fields, "bad": part.reasons})})
 
 
 def _read_part(file: Path) -> _Part | None:
     """A finished part; None if it is missing, damaged or of a former version."""
     try:
         table, metadata = load_safetensors(file)
-        return _Part({name: table[name] for name in _COLUMNS}, **json_tree(metadata["part"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        fields = json_tree(metadata["part"])
+        return _Part({name: table[name] for name in _COLUMNS}, reasons=fields.pop("bad"), **fields)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

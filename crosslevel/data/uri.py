@@ -160,6 +160,17 @@ class Source:
         word += "".join(f"-{suffix.key}" + ("" if suffix.key in FILES else suffix.value) for suffix in self.subset)
         return re.sub(r"[^\w.-]+", "-", word).strip("-.") or "images"
 
+    def read_as(self, reading: Mapping[str, str]) -> Source:
+        """The source with reading settings such as ``{"damaged": "keep"}``.
+
+        Raises:
+            SourceError: an invalid setting.
+
+        """
+        _, settings = split_reading("".join(f",{name}={value}" for name, value in reading.items()))
+        changes = {name: getattr(settings, name) for name in reading}
+        return dataclasses.replace(self, reading=dataclasses.replace(self.reading, **changes))
+
     def absolute(self) -> Source:
         """The source independent of the working directory: paths are made absolute; names and addresses stay."""
         subset = tuple(
@@ -210,11 +221,8 @@ def parse(text: str | os.PathLike[str] | Source) -> Source:
 
 
 def read_as(text: str, reading: Mapping[str, str]) -> str:
-    """The source with reading settings such as ``{"damaged": "keep"}``; errors are those of `parse`."""
-    source = parse(text)
-    _, settings = split_reading("".join(f",{name}={value}" for name, value in reading.items()))
-    changes = {name: getattr(settings, name) for name in reading}
-    return dataclasses.replace(source, reading=dataclasses.replace(source.reading, **changes)).text
+    """The text of a source with these reading settings (`Source.read_as`); errors are those of `parse`."""
+    return parse(text).read_as(reading).text
 
 
 def is_remote(name: str) -> bool:

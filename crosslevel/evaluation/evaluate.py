@@ -157,9 +157,14 @@ def evaluate(
 
     Returns:
         for each protocol, the figures of each kind of features.
+
+    Examples:
+        >>> figures = crosslevel.evaluate("runs/photos", "labelled/train", test="labelled/test", protocol="knn")
+        >>> accuracies = [row["trained encoder"]["top1"] for row in figures.values()]  # in percent
+
     """
     start_time = time.monotonic()
-    data = Data(images, test, data_root, crops)
+    data = Data(parse(images), None if test is None else parse(test), data_root, crops)
     settings = Settings(_names(protocol), k, temperature, shots, clusters, linear, semi, transfer, detection)
     settings.check(data)
     runtime = Runtime(choose(device, precision), workers, batch_size)
@@ -185,7 +190,7 @@ def _figures(
             print_table(session.console, title, row)
             keep(
                 session.file,
-                {"protocol": title, **metadata, "settings": given_settings, "skipped": session.bad.reasons},
+                {"protocol": title, **metadata, "settings": given_settings, "skipped": session.bad_files.reasons},
                 row,
             )
             figures[title] = {kind: scores.figures for kind, scores in row.items()}
@@ -197,7 +202,7 @@ def _explain(session: Session, data: Data, settings: Settings, subject: Subject 
     console = session.console
     if subject is not None and subject.split is not None:
         console.print(describe_limits(subject.split.low, subject.split.high), highlight=False)
-    if "transfer" in settings.names and protocols.convention(data.images) == "balanced":
+    if "transfer" in settings.names and protocols.convention(data.images.text) == "balanced":
         console.print("papers report this data set's mean per-class accuracy: the balanced column", highlight=False)
     if subject is not None:
         warn(console, subject)
@@ -207,8 +212,8 @@ def _farewell(session: Session, subject: Subject | None, seconds: float) -> None
     """Print the unreadable files, where the figures are, and next steps."""
     console = session.console
     total = 0 if subject is None else len(subject.bank) + len(subject.queries)
-    if len(session.bad):
-        console.print(session.bad.summary(total), highlight=False, markup=False)
+    if len(session.bad_files):
+        console.print(session.bad_files.summary(total), highlight=False, markup=False)
     console.print(f"{seconds:.1f} s; written to {session.file}", highlight=False, markup=False)
     if session.folder is not None:
         run = shlex.quote(str(session.folder))
@@ -236,7 +241,8 @@ def _calls(session: Session, data: Data, settings: Settings, subject: Subject | 
 
 def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row]:
     """Detectors from random and from trained weights, trained alike."""
-    train, queries = annotated(parse(config.images or data.images)), annotated(parse(config.test or data.test or ""))
+    train_source, test_source = parse(config.images or data.images), parse(config.test or data.test or "")
+    train, queries = annotated(train_source), annotated(test_source)
     plan = benchmark.published(train)
     schedule = plan.schedule._replace(batch_size=config.batch_size, rate=config.rate)
     if config.iterations is not None:
@@ -250,7 +256,7 @@ def _detection(session: Session, data: Data, config: Detection) -> dict[str, Row
     )
     figures = benchmark.detection(
         session.encoder, train, queries, settings=plan, hardware=session.runtime.hardware, seed=session.seed,
-        workers=4 if workers is None else workers, folder=folder, bad=session.bad, console=session.console,
+        workers=4 if workers is None else workers, folder=folder, bad_files=session.bad_files, console=session.console,
     )  # fmt: skip
     warn_of_annotated(session.console, train, queries, workers)
     title = f"detection, {config.kind}, {plan.schedule.iterations:,} iterations"

@@ -94,7 +94,7 @@ def fine_tuned(
     queries: Images,
     config: FineTune,
     runtime: Runtime,
-    bad: BadFiles,
+    bad_files: BadFiles,
     *,
     seed: int = 0,
     run_dir: Path | None = None,
@@ -111,7 +111,7 @@ def fine_tuned(
         queries: to classify.
         config: epochs and rates.
         runtime: where it runs.
-        bad: collects unreadable images.
+        bad_files: collects unreadable images.
         seed: of batches, views and the classifier.
         run_dir: the run's folder: a killed training continues there.
         key: all that the training depends on besides ``config`` and ``seed``: the encoder's and the images' identity.
@@ -137,12 +137,13 @@ def fine_tuned(
     ]
     modules = nn.ModuleList([network, classifier])
     train_classifier(
-        lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, runtime, bad,
-        progress,
+        lambda views: classifier(network(views).float()), groups, modules, images, encoder, training, runtime,
+        bad_files, progress,
     )  # fmt: skip
     extracted = extract(
-        network, queries, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
-    )
+        network, queries, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware,
+        bad_files=bad_files,
+    )  # fmt: skip
     with torch.no_grad():
         scores: Tensor = classifier.cpu()(extracted.features)
     if not bool(scores.isfinite().all()):
@@ -157,7 +158,7 @@ def on_views(
     classes: int,
     config: Linear,
     runtime: Runtime,
-    bad: BadFiles,
+    bad_files: BadFiles,
     *,
     seed: int = 0,
     run_dir: Path | None = None,
@@ -182,7 +183,9 @@ def on_views(
         return scores
 
     groups = [{"params": list(classifier.parameters()), "lr": config.lr}]
-    train_classifier(logits, groups, nn.ModuleList([classifier]), images, encoder, training, runtime, bad, progress)
+    train_classifier(
+        logits, groups, nn.ModuleList([classifier]), images, encoder, training, runtime, bad_files, progress
+    )
     return classifier.cpu()
 
 

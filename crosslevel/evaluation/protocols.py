@@ -63,7 +63,7 @@ class Subject:
     bank: Images
     queries: Images
     runtime: Runtime
-    bad: BadFiles = field(default_factory=BadFiles)
+    bad_files: BadFiles = field(default_factory=BadFiles)
     run_dir: Path | None = None
     branches: dict[str, nn.Module] = field(default_factory=dict)
     console: Console | None = None
@@ -71,7 +71,7 @@ class Subject:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        self.cache = FeatureCache(self.run_dir, self.runtime, self.bad)
+        self.cache = FeatureCache(self.run_dir, self.runtime, self.bad_files)
         self._pixels: dict[int, CachedFeatures] = {}
         self._readable: dict[int, Tensor] = {}
 
@@ -108,7 +108,7 @@ class Subject:
         if id(images) not in self._pixels:
             size = max([encoder.view.size for encoder in self.encoders.values()], default=PIXEL_SIZE)
             resized = self.cache.decoded(images, size)
-            pixel_features = pixels(resized, PIXEL_SIZE, workers=self.runtime.workers, bad=self.bad)
+            pixel_features = pixels(resized, PIXEL_SIZE, workers=self.runtime.workers, bad_files=self.bad_files)
             self._readable[id(images)] = pixel_features.indices
             tracks = None if resized.tracks is None else resized.tracks[pixel_features.indices]
             self._pixels[id(images)] = CachedFeatures(pixel_features.features, pixel_features.labels, tracks)
@@ -177,7 +177,7 @@ def _classic(
 ) -> Tensor:
     encoder, classes = subject.encoders[name], len(subject.bank.classes or [])
     classifier = on_views(
-        encoder, _trained_on(subject, encoder, subject.bank), classes, config, subject.runtime, subject.bad,
+        encoder, _trained_on(subject, encoder, subject.bank), classes, config, subject.runtime, subject.bad_files,
         seed=subject.seed, run_dir=subject.run_dir, key=subject.key(name, subject.bank), progress=progress,
     )  # fmt: skip
     with torch.no_grad():
@@ -207,8 +207,8 @@ def _fine_tuned(subject: Subject, images: Images, config: FineTune, title: str) 
         with subject.progress(f"fine-tuning, {title}, {name}") as progress:
             scores, labels = fine_tuned(
                 encoder, resized, len(classes), subject.cache.decoded(subject.queries, encoder.view.size), config,
-                subject.runtime, subject.bad, seed=subject.seed, run_dir=subject.run_dir, key=subject.key(name, images),
-                progress=progress, console=subject.console,
+                subject.runtime, subject.bad_files, seed=subject.seed, run_dir=subject.run_dir,
+                key=subject.key(name, images), progress=progress, console=subject.console,
             )  # fmt: skip
         scored = truth(images.labels, classes, labels, subject.queries.classes or [], subject.shots)
         row[name] = scored.judge(scores)

@@ -13,7 +13,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source, parse
 from crosslevel.evaluation.protocols import PIXELS, Kind, Subject
 from crosslevel.evaluation.results import FILE
 from crosslevel.features.extract import Runtime
@@ -33,8 +33,8 @@ START = "start (frozen)"
 class Data:
     """The sources of images: to learn from, and to classify."""
 
-    images: str
-    test: str | None
+    images: Source
+    test: Source | None
     data_root: str | None
     crops: Crops | None
 
@@ -65,7 +65,7 @@ class Session:
     runtime: Runtime
     seed: int
     console: Console
-    bad: BadFiles = field(default_factory=BadFiles)
+    bad_files: BadFiles = field(default_factory=BadFiles)
 
 
 def session_of(
@@ -119,40 +119,45 @@ def subject_of(
         session.title: session.encoder,
     }
     for part in (bank, queries):
-        session.bad.leave_out(part.left_out)
+        session.bad_files.leave_out(part.left_out)
     heads = load_branches(session.folder) if branches and session.folder is not None else {}
     return Subject(
-        kinds, bank, queries, session.runtime, session.bad, session.cache_dir, heads, session.console, shots,
+        kinds, bank, queries, session.runtime, session.bad_files, session.cache_dir, heads, session.console, shots,
         session.seed,
     )  # fmt: skip
 
 
 def labelled_pair(
-    images: str, test: str, data_root: str | None = None, crops: Crops | None = None, encoder: Encoder | None = None
+    images: str | Source,
+    test: str | Source,
+    data_root: str | None = None,
+    crops: Crops | None = None,
+    encoder: Encoder | None = None,
 ) -> tuple[Images, Images]:
     """Open both sources, read in the same way as the encoder's training images.
 
     Raises:
         SourceError: one has no labels, or the test images have classes that the others lack.
     """
+    images, test = parse(images), parse(test)
     bank, queries = (_labelled(source, data_root, crops, encoder) for source in (images, test))
     unknown = sorted(set(queries.classes or []) - set(bank.classes or []))
     if unknown:
         class_names = ", ".join(unknown[:5]) + (" and more" if len(unknown) > 5 else "")
-        raise SourceError(f"{test} has classes that {images} lacks: {class_names}")
+        raise SourceError(f"{test.text} has classes that {images.text} lacks: {class_names}")
     return bank, queries
 
 
-def _labelled(source: str, data_root: str | None, crops: Crops | None, encoder: Encoder | None) -> Images:
+def _labelled(source: Source, data_root: str | None, crops: Crops | None, encoder: Encoder | None) -> Images:
     if encoder is None:
         images = open_images(source, data_root=data_root, crops=crops)
     else:
         images = open_for(encoder, source, data_root, crops)
     if images.labels is None:
-        raise SourceError(f"{source} has no labels: put each class into a folder of its own to evaluate on it")
+        raise SourceError(f"{source.text} has no labels: put each class into a folder of its own to evaluate on it")
     return images
 
 
-def _absolute(source: str | None) -> str | None:
+def _absolute(source: Source | None) -> str | None:
     """A source with absolute paths, and without secrets in addresses."""
-    return None if source is None else hidden(parse(source).absolute().text)
+    return None if source is None else hidden(source.absolute().text)

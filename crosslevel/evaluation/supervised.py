@@ -54,7 +54,7 @@ def train_classifier(
     encoder: Encoder,
     config: Training,
     runtime: Runtime,
-    bad: BadFiles,
+    bad_files: BadFiles,
     progress: Progress | None = None,
 ) -> None:
     """Train ``network`` by cross-entropy on random crops and flips, with SGD of momentum 0.9.
@@ -69,7 +69,7 @@ def train_classifier(
         encoder: defines the views.
         config: epochs, batch size, schedule.
         runtime: where it runs.
-        bad: collects unreadable images.
+        bad_files: collects unreadable images.
         progress: called with the epochs done and their total.
 
     Raises:
@@ -78,7 +78,7 @@ def train_classifier(
     """
     views = crops_and_flips(encoder).to(runtime.hardware.device)
     batches = TrainBatches(
-        images, config.batch_size, seed=config.seed, bad=bad,
+        images, config.batch_size, seed=config.seed, bad_files=bad_files,
         crops=None if isinstance(images, InMemoryImages) else views.crops, workers=runtime.workers or 0,
     )  # fmt: skip
     optimizer = torch.optim.SGD(groups, lr=1.0, momentum=0.9, weight_decay=config.weight_decay)

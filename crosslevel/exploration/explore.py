@@ -51,7 +51,7 @@ def explore(
         table: a table that `crosslevel embed` wrote, best with --thumbnails 96; or the folder of a run, or weights by
             name (timm:NAME, hf-hub:owner/name): then their features of --images are made once and kept.
         export: write the page into this folder instead: it opens without a server, and keeps lists as downloads.
-        images: of a run or of weights by name: the images to look at; those that a run was trained on unless given. Of
+        images: of a run or of weights by name: the images to show; those that a run was trained on unless given. Of
             a table: where its images are now, if elsewhere than when it was written.
         lists: the folder that lists are saved in.
         port: of the page's address; 0 takes any that is free.

@@ -46,7 +46,7 @@ class FeatureCache:
     Args:
         run_dir: the run's folder, which stores them; None keeps them in memory only.
         runtime: the device and settings of encoders.
-        bad: collects images that were unreadable now or when the features were computed.
+        bad_files: collects images that were unreadable now or when the features were computed.
         rows: images of a file; a killed call loses at most one file.
         decoded_once: bytes; smaller sources are decoded once, and stay in memory for all encoders.
 
@@ -56,11 +56,11 @@ class FeatureCache:
         self,
         run_dir: Path | None,
         runtime: Runtime,
-        bad: BadFiles,
+        bad_files: BadFiles,
         rows: int = ROWS,
         decoded_once: float = DECODED_ONCE,
     ) -> None:
-        self.run_dir, self.runtime, self.bad = run_dir, runtime, bad
+        self.run_dir, self.runtime, self.bad_files = run_dir, runtime, bad_files
         self.rows, self.decoded_once = rows, decoded_once
         self._cached: dict[str, CachedFeatures] = {}
         self._decoded: dict[tuple[str, int], tuple[Images, dict[str, str]]] = {}
@@ -86,7 +86,7 @@ class FeatureCache:
                 chunks += self._computed(encoder, images, len(chunks), folder, progress)
             chunks = [part for part in chunks if len(part["labels"])]
             if not chunks:
-                raise SourceError(f"{images.name}: none of its {len(images)} images can be read{self.bad.first}")
+                raise SourceError(f"{images.name}: none of its {len(images)} images can be read{self.bad_files.first}")
             tracks = None if images.tracks is None else torch.cat([part["tracks"] for part in chunks])
             features, labels = (torch.cat([part[name] for part in chunks]) for name in ("features", "labels"))
             self._cached[key] = CachedFeatures(features, labels, tracks)
@@ -96,22 +96,23 @@ class FeatureCache:
         """The images in memory at ``size`` pixels, if they are few enough; decoded once for all callers."""
         if len(images) * images.channels * size**2 >= self.decoded_once:
             return images
-        key = (_identity(images), size)
+        key = (images.identity_once(), size)
         if key not in self._decoded:
-            bad = BadFiles()
-            self._decoded[key] = pack(images, size, bad=bad, workers=self.runtime.workers), bad.reasons
-            self._remember(bad.reasons)
+            bad_files = BadFiles()
+            decoded = pack(images, size, bad_files=bad_files, workers=self.runtime.workers)
+            self._decoded[key] = decoded, bad_files.reasons
+            self._remember(bad_files.reasons)
         return self._decoded[key][0]
 
     def key(self, encoder: Encoder, images: Images) -> str:
         """The cache key: a digest of all that the features depend on."""
-        fields = (encoder.identity(), _identity(images), self.runtime.hardware.precision)
+        fields = (encoder.identity(), images.identity_once(), self.runtime.hardware.precision)
         return hashlib.sha256(" ".join(fields).encode()).hexdigest()
 
     def _folder(self, name: str, images: Images, key: str) -> Path:
         assert self.run_dir is not None
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-        stem = f"{slug}-{_identity(images)[:12]}"
+        stem = f"{slug}-{images.identity_once()[:12]}"
         folder = self.run_dir / FOLDER / f"{stem}-{key[:12]}"
         for outdated in (self.run_dir / FOLDER).glob(f"{stem}-*"):
             if outdated != folder:
@@ -127,9 +128,9 @@ class FeatureCache:
         """Compute the pieces after the first ``done``; each is on disk before the next begins."""
         runtime = self.runtime
         resized = self.decoded(images, encoder.view.size)
-        _, reasons = self._decoded.get((_identity(images), encoder.view.size), (None, {}))
+        _, reasons = self._decoded.get((images.identity_once(), encoder.view.size), (None, {}))
         for first in range(done * self.rows, len(resized), self.rows):
-            bad = BadFiles()
+            bad_files = BadFiles()
             part = take(resized, torch.arange(first, min(first + self.rows, len(resized))))
             batches = stream(
                 encoder,
@@ -137,15 +138,15 @@ class FeatureCache:
                 batch_size=runtime.batch_size,
                 workers=runtime.workers,
                 hardware=runtime.hardware,
-                bad=bad,
+                bad_files=bad_files,
             )
             columns = _joined(batches, part, first, len(resized), progress)
             if folder is not None:
                 file = folder / f"{first:012}.safetensors"
                 # Every piece names its unreadable images; the first one also those dropped before.
-                unreadable = {**(reasons if first == 0 else {}), **bad.reasons}
+                unreadable = {**(reasons if first == 0 else {}), **bad_files.reasons}
                 write_tensors(file, columns, {"bad": json.dumps(unreadable)})
-            self._remember(bad.reasons)
+            self._remember(bad_files.reasons)
             yield columns
         if folder is not None:
             write(folder / COMPLETE, f"{len(range(0, len(resized), self.rows))}\n")
@@ -166,7 +167,7 @@ class FeatureCache:
 
     def _remember(self, reasons: dict[str, str]) -> None:
         for path, reason in reasons.items():
-            self.bad.add(path, reason)
+            self.bad_files.add(path, reason)
 
 
 def _is_complete(folder: Path, count: int) -> bool:
@@ -187,11 +188,3 @@ def _joined(batches: Iterator[Features], images: Images, before: int, total: int
     features, labels, indices = (torch.cat(column).contiguous() for column in zip(*chunks, strict=True))
     columns = {"features": features, "labels": labels}
     return columns if images.tracks is None else columns | {"tracks": images.tracks[indices]}
-
-
-def _identity(images: Images) -> str:
-    """The source's identity, computed once, since it reads the state of every file."""
-    remembered: str | None = getattr(images, "_cached_identity", None)
-    if remembered is None:
-        remembered = images._cached_identity = images.identity()  # type: ignore[attr-defined]
-    return remembered

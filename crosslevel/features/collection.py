@@ -64,12 +64,13 @@ def open_collection(
     if source is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
     encoder = open_encoder(table)
-    request = suited(parse(source).absolute().text, encoder)
+    parsed = suited(parse(source).absolute(), encoder)
+    request = parsed.text
     file = _cached_table(encoder.identity(), request) if run_dir is None else run_dir / TABLE
     if file.is_file():
         existing = open_table(file)
         if (existing.metadata.get("encoder"), existing.metadata.get("images")) == (encoder.identity(), hidden(request)):
-            if existing.metadata.get("state") == open_images(request, data_root=data_root).identity():
+            if existing.metadata.get("state") == open_images(parsed, data_root=data_root).identity():
                 say(console, encoder.loaded)  # embed says it where the table is made
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table

@@ -19,6 +19,7 @@ from rich.console import Console
 from crosslevel.data.cluster import Engine, Opened
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.features import formats
 from crosslevel.features import thumbnails as small
 from crosslevel.features.columns.loss import LOSS, ImageLosses, Objective
@@ -33,7 +34,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision
-from crosslevel.utils.errors import SourceError, UserError
+from crosslevel.utils.errors import SourceError, UserError, counted
 from crosslevel.utils.locks import folder_lock
 from crosslevel.utils.marks import verb
 from crosslevel.utils.processes import keeping
@@ -106,9 +107,9 @@ def embed(
         crops: objects cut out of annotated images, such as VOC2007:trainval; --crops alone takes its usual settings.
         thumbnails: pixels of the longer side of small pictures, such as 96, which are stored in a column named image in
             the format of the Hugging Face hub; explore, search and curate show them. None unless given.
-        loss: of a run: add a column named loss, in nats: how badly two views of an image, drawn as the run drew them,
-            are told from those of 255 others (NT-Xent, Chen et al. 2020, at the run's temperature); explore colours and
-            filters by it. Each image passes through the encoder nine times.
+        loss: of a run: add a column named loss, in nats: NT-Xent (Chen et al. 2020, at the run's temperature) of two
+            views of an image, drawn as the run drew them, among those of 255 others; explore colours and filters by it.
+            Each image passes through the encoder nine times.
         engine: local works on this machine; ray on all machines of a Ray cluster (RAY_ADDRESS, or this machine), with a
             worker for each GPU and its share of the cores to decode, or else for each core. The work of a lost machine
             is repeated; all machines must be able to reach source and output.
@@ -117,15 +118,21 @@ def embed(
 
     Returns:
         the file; without one, the features, paths and labels.
+
+    Examples:
+        >>> table = crosslevel.embed("runs/photos", "photos/")
+        >>> len(table.features) == len(table.paths)
+        True
+
     """
     console = printer(quiet)
     _check(output, thumbnails, loss, engine)
     objective = Objective.of(run) if loss else None
     hardware = hardware_for(engine, device, precision, workers)
     encoder = open_encoder(run)
-    images = suited(images, encoder)
-    source = open_for(encoder, images, data_root, crops)
-    say(console, f"device: {hardware.reason}; {len(source):,} images")
+    parsed = suited(parse(images), encoder)
+    source, images = open_for(encoder, parsed, data_root, crops), parsed.text
+    say(console, f"device: {hardware.reason}; {counted(len(source), 'image')}")
     say(console, encoder.loaded)
     runtime = Runtime(hardware, workers, batch_size)
     if output is None:
@@ -136,7 +143,7 @@ def embed(
     on_gpu, precise = engine == "ray" and hardware.device.type == "cuda", cast(Precision, hardware.precision)
     size = rows or (GPU_ROWS if on_gpu else CPU_ROWS)
     task = Task(device, precise, batch_size, os.path.abspath(file), encoder.identity(), workers, on_gpu, size)
-    making = Making(task, encoder, source, Opened.of(images, data_root, crops, source) if engine == "ray" else None)
+    making = Making(task, encoder, source, Opened.of(parsed, data_root, crops, source) if engine == "ray" else None)
     if not file.suffix:
         with folder_lock(file, "crosslevel embed"):
             _add(making, console)
@@ -193,7 +200,7 @@ def _check(output: str | None, thumbnails: int | None, loss: bool, engine: Engin
 def _add(making: Making, console: Console) -> None:
     """Add the source's new images to a folder of Parquet files."""
     task, source = making.task, making.source
-    present, start_time, bad = (
+    present, start_time, bad_files = (
         PartFiles(Path(task.output), task.fingerprint).existing_keys(),
         time.monotonic(),
         source.bad_files(),
@@ -203,16 +210,16 @@ def _add(making: Making, console: Console) -> None:
         progress = bar.add_task("embedding", total=len(source))
         for done in making.results([range(len(source))], present):
             rows, before = rows + done.rows, before + done.existing
-            for path, reason in done.bad.items():
-                bad.add(path, reason)
+            for path, reason in done.reasons.items():
+                bad_files.add(path, reason)
             bar.advance(progress, done.stop - done.first)
     if not len(present) and not rows:
-        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad.first}")
+        raise SourceError(f"{source.name}: none of its {len(source)} images can be read{bad_files.first}")
     speed = len(source) / max(time.monotonic() - start_time, 1e-9)
-    say(console, f"{rows:,} features added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
-    if len(bad):
-        bad.write(Path(f"{task.output}.bad_files.txt"))
-        say(console, bad.summary(len(source)))
+    say(console, f"{counted(rows, 'feature')} added to {task.output}, {before:,} were there; {speed:,.0f} images/s")
+    if len(bad_files):
+        bad_files.write(Path(f"{task.output}.bad_files.txt"))
+        say(console, bad_files.summary(len(source)))
 
 
 def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, rows: int) -> None:
@@ -230,10 +237,11 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
                 _gather(making, pieces, console)
             pieces.join()
         speed = f"{(len(source) - before) / max(time.monotonic() - start_time, 1e-9):,.0f} images/s"
-    say(console, f"{pieces.joined:,} features of {encoder.num_features} in {file}, {speed}")
-    if pieces.bad:
+    assert pieces.joined is not None
+    say(console, f"{counted(pieces.joined, 'feature')} of {encoder.num_features} in {file}, {speed}")
+    if pieces.reasons:
         skipped = source.bad_files()
-        for path, reason in pieces.bad.items():
+        for path, reason in pieces.reasons.items():
             skipped.add(path, reason)
         skipped.write(file.with_name(f"{file.stem}.bad_files.txt"))
         say(console, skipped.summary(len(source)))
@@ -242,15 +250,15 @@ def _write(making: Making, pieces: Pieces, runtime: Runtime, console: Console, r
 
 def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console) -> Embedded:
     """All features in memory."""
-    bad = source.bad_files()
+    bad_files = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source))
         extracted = extract(
-            encoder, source, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad,
-            progress=lambda done, total: bar.update(task, completed=done),
+            encoder, source, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware,
+            bad_files=bad_files, progress=lambda done, total: bar.update(task, completed=done),
         )  # fmt: skip
-    if len(bad):
-        say(console, bad.summary(len(source)))
+    if len(bad_files):
+        say(console, bad_files.summary(len(source)))
     paths = [source.paths[i] for i in extracted.indices.tolist()]
     labels = None if source.labels is None else extracted.labels.numpy()
     return Embedded(extracted.features.numpy(), paths, labels, source.classes)
@@ -258,7 +266,7 @@ def _arrays(encoder: Encoder, source: Images, runtime: Runtime, console: Console
 
 def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime, console: Console, least: int) -> None:
     """Write all missing pieces; each but the last has at least ``rows`` rows."""
-    bad = source.bad_files()
+    bad_files = source.bad_files()
     with progress_bar(console) as bar:
         task = bar.add_task("embedding", total=len(source), completed=pieces.done)
         for missing in pieces.missing():
@@ -268,26 +276,26 @@ def _compute(encoder: Encoder, source: Images, pieces: Pieces, runtime: Runtime,
                 batch_size=runtime.batch_size,
                 workers=runtime.workers,
                 hardware=runtime.hardware,
-                bad=bad,
+                bad_files=bad_files,
                 start=missing.start,
             )
             first = missing.start
             for rows in _gathered(_until(features, missing.stop), least):
-                first = pieces.write(first, rows, bad)
+                first = pieces.write(first, rows, bad_files)
                 bar.update(task, completed=pieces.done)
-    pieces.bad.update(bad.reasons)
+    pieces.reasons.update(bad_files.reasons)
 
 
 def _gather(making: Making, pieces: Pieces, console: Console) -> None:
     """Have the machines of a cluster make all missing pieces."""
-    bad = dict(pieces.bad)
+    reasons = dict(pieces.reasons)
     with progress_bar(console) as bar:
         progress = bar.add_task("embedding", total=len(making.source), completed=pieces.done)
         for done in making.results(pieces.missing()):
-            bad |= done.bad
+            reasons |= done.reasons
             bar.advance(progress, done.stop - done.first)
     pieces.start()  # finds the pieces that were written
-    pieces.bad.update(bad)
+    pieces.reasons.update(reasons)
 
 
 def _until(features: Iterator[Features], stop: int) -> Iterator[Features]:

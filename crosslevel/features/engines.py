@@ -61,7 +61,7 @@ class Maker:
         """One piece."""
         if not Path(self.task.output).suffix:
             return self.files.write(self.encoder, self.source, first, stop, self.existing, self.runtime)
-        bad = BadFiles()
+        bad_files = BadFiles()
         part, runtime = take(self.source, torch.arange(first, stop)), self.runtime
         batches = list(
             stream(
@@ -70,14 +70,14 @@ class Maker:
                 batch_size=runtime.batch_size,
                 workers=runtime.workers,
                 hardware=runtime.hardware,
-                bad=bad,
+                bad_files=bad_files,
             )
         )
         if batches:
             features, labels, indices = (torch.cat(column) for column in zip(*batches, strict=True))
             pieces = Pieces(Path(self.task.output), self.task.fingerprint, self.source)
-            pieces.write(first, Features(features, labels, indices + first), bad, stop)
-        return Done(first, stop, sum(len(rows.indices) for rows in batches), 0, bad.reasons)
+            pieces.write(first, Features(features, labels, indices + first), bad_files, stop)
+        return Done(first, stop, sum(len(rows.indices) for rows in batches), 0, bad_files.reasons)
 
 
 class Sent(NamedTuple):
@@ -126,7 +126,7 @@ def hardware_for(engine: Engine, device: Device, precision: Precision, workers: 
         return choose(device, precision)
     if precision == "auto":
         raise UserError("--precision auto: the cluster's GPUs are not known here: give fp32, bf16 or fp16")
-    return Hardware(torch.device("cuda"), precision, f"cuda: GPUs of the cluster, {precision} (as asked)")
+    return Hardware(torch.device("cuda"), precision, f"cuda: GPUs of the cluster, {precision} (as set)")
 
 
 class Making(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
-from crosslevel.data.loaders.batches import Batch, EvalBatches
+from crosslevel.data.loaders.batches import EvalBatches
 from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.utils.device import Hardware, choose
@@ -20,6 +20,8 @@ from crosslevel.utils.errors import SourceError
 from crosslevel.utils.prefetch import ahead
 
 _PIECE = 64  # images that a core encodes at a time: few enough for small ones to stay in its cache
+
+Columns = tuple[Tensor, ...]  # each of as many rows as there are images
 
 
 class Runtime(NamedTuple):
@@ -45,13 +47,13 @@ def stream(
     batch_size: int = 256,
     workers: int | None = None,
     hardware: Hardware | None = None,
-    bad: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
     start: int = 0,
 ) -> Iterator[Features]:
     """Features of ``images`` in order, some at a time: memory does not grow with the number of images.
 
     A copy of the encoder in evaluation mode is used, so that the encoder stays unchanged. Images that cannot be read
-    are recorded in ``bad`` and left out.
+    are recorded in ``bad_files`` and left out.
 
     Args:
         encoder: the network; its ``view`` says how images are prepared.
@@ -59,7 +61,7 @@ def stream(
         batch_size: images at a time.
         workers: processes that decode; 0: one thread; None: chosen by a measurement on the first images.
         hardware: device and precision; the best there is unless given.
-        bad: collects unreadable images.
+        bad_files: collects unreadable images.
         start: the first image, to continue an interrupted pass.
 
     """
@@ -69,25 +71,39 @@ def stream(
         batch_size,
         encoder.view.size,
         workers=workers,
-        bad=bad if bad is not None else BadFiles(),
+        bad_files=bad_files if bad_files is not None else BadFiles(),
         start=start,
     )
-    network = frozen(encoder).to(runtime.device).to(memory_format=torch.channels_last)
+    columns = ((batch.images, batch.labels, batch.index) for batch in batches)
+    yield from (Features(*part) for part in encoded(encoder, columns, runtime))
 
-    def encode(batch: Batch) -> Features:
-        with torch.inference_mode(), runtime.autocast():
-            pixels = batch.images.to(runtime.device, non_blocking=True)
+
+def encoded(encoder: Encoder, batches: Iterable[Columns], hardware: Hardware) -> Iterator[Columns]:
+    """Batches in order, with features in place of their images.
+
+    Args:
+        encoder: the network.
+        batches: columns of B rows each; the first is the images, as the encoder's ``view`` wants them.
+        hardware: device and precision; on the CPU the batches come back in smaller pieces.
+
+    """
+    network = frozen(encoder).to(hardware.device).to(memory_format=torch.channels_last)
+
+    def encode(batch: Columns) -> Columns:
+        images, *columns = batch
+        with torch.inference_mode(), hardware.autocast():
+            pixels = images.to(hardware.device, non_blocking=True)
             features = network(normalize(pixels, encoder.view))
-            return Features(features.float().cpu(), batch.labels, batch.index)
+            return (features.float().cpu(), *columns)
 
-    if runtime.device.type != "cpu":
+    if hardware.device.type != "cpu":
         yield from map(encode, batches)
         return
-    pieces = (Batch(*part) for batch in batches for part in zip(*(t.split(_PIECE) for t in batch[:3]), strict=True))
+    pieces = (part for batch in batches for part in zip(*(column.split(_PIECE) for column in batch), strict=True))
     yield from _on_all_cores(encode, pieces)
 
 
-def _on_all_cores(encode: Callable[[Batch], Features], batches: Iterable[Batch]) -> Iterator[Features]:
+def _on_all_cores(encode: Callable[[Columns], Columns], batches: Iterable[Columns]) -> Iterator[Columns]:
     """Results in order, each batch on one core.
 
     The threads of one operation would wait for each other, and so for other work on the cores: here the decoder.
@@ -107,22 +123,23 @@ def extract(
     batch_size: int = 256,
     workers: int | None = None,
     hardware: Hardware | None = None,
-    bad: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
 ) -> Features:
     """All features of ``images`` at once; ``progress`` is called with the number done and the number of all."""
-    chunks, bad = [], bad if bad is not None else BadFiles()
-    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad=bad):
+    chunks, bad_files = [], bad_files if bad_files is not None else BadFiles()
+    for part in stream(encoder, images, batch_size=batch_size, workers=workers, hardware=hardware, bad_files=bad_files):
         chunks.append(part)
         if progress is not None:
             progress(int(part.indices[-1]) + 1, len(images))
     if not chunks:
-        raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad.first}")
+        raise SourceError(f"{images.name}: none of its {len(images)} images can be read{bad_files.first}")
     return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 
 
-def pixels(images: Images, size: int, *, workers: int | None = None, bad: BadFiles | None = None) -> Features:
+def pixels(images: Images, size: int, *, workers: int | None = None, bad_files: BadFiles | None = None) -> Features:
     """Raw pixels as features, D = C * size * size, centred on mid-grey: the baseline for every encoder."""
-    batches = EvalBatches(images, 1024, size, workers=workers, bad=bad if bad is not None else BadFiles())
+    bad_files = bad_files if bad_files is not None else BadFiles()
+    batches = EvalBatches(images, 1024, size, workers=workers, bad_files=bad_files)
     chunks = [Features(b.images.flatten(1).float() / 127.5 - 1, b.labels, b.index) for b in batches]
     return Features(*(torch.cat(column) for column in zip(*chunks, strict=True)))
 

@@ -28,6 +28,8 @@ Picture = str | os.PathLike[str] | Image.Image | np.ndarray[Any, Any] | Tensor
 """A file, an image of Pillow, an array (H, W, 3) or (H, W), or a tensor (3, H, W): bytes, or floats in [0, 1]. An
 encoder with another number of channels takes that many instead of 3."""
 
+_FORMS = "give a path, an image of Pillow, an array or a tensor"
+
 
 class FeatureExtractor:
     """A trained encoder: images of any size and form in, features out.
@@ -58,7 +60,7 @@ class FeatureExtractor:
                 (3, H, W) or (N, 3, H, W); bytes, or floats in [0, 1].
 
         Raises:
-            UserError: something that is no image, or no image at all.
+            UserError: something that is no image, a folder, or no image at all.
             BadImage: a file that cannot be read.
 
         """
@@ -66,9 +68,11 @@ class FeatureExtractor:
         if not len(source):
             raise UserError("transform: there are no images: give one at least")
         device, workers, batch = self.runtime.hardware, self.runtime.workers or 0, self.runtime.batch_size
-        bad = BadFiles()
-        chunks = list(stream(self.encoder, source, batch_size=batch, workers=workers, hardware=device, bad=bad))
-        for path, reason in bad.reasons.items():
+        bad_files = BadFiles()
+        chunks = list(
+            stream(self.encoder, source, batch_size=batch, workers=workers, hardware=device, bad_files=bad_files)
+        )
+        for path, reason in bad_files.reasons.items():
             raise BadImage(path, reason)
         features: Float[Tensor, "N D"] = torch.cat([part.features for part in chunks])
         return features.numpy()
@@ -100,6 +104,12 @@ def load(
     Returns:
         an object that computes features: ``crosslevel.load("runs/photos").transform(["a.jpg", "b.jpg"])``.
 
+    Examples:
+        >>> model = crosslevel.load("runs/photos")
+        >>> features = model.transform(["a.jpg", "b.jpg"])
+        >>> features.shape == (2, model.num_features)
+        True
+
     """
     encoder = open_encoder(run)
     say(printer(quiet), encoder.loaded)
@@ -112,6 +122,12 @@ class _Several(Images):
     def __init__(self, pictures: Sequence[Picture], reading: Reading = USUAL) -> None:
         self.name, self.reading = "images", reading
         self.paths = [_name_of(picture, i) for i, picture in enumerate(pictures)]
+        for picture, path in zip(pictures, self.paths, strict=True):
+            if isinstance(picture, str | os.PathLike) and os.path.isdir(path):
+                raise UserError(
+                    f"{path} is a folder: list its images, as in sorted(Path({path!r}).rglob('*.jpg')), or give it to "
+                    "crosslevel.embed"
+                )
         self.pictures = [
             picture if isinstance(picture, str | os.PathLike) else _pixels(picture, self.paths[i], reading)
             for i, picture in enumerate(pictures)
@@ -132,6 +148,8 @@ def _several(images: Picture | Iterable[Picture]) -> list[Picture]:
         return [images]
     if isinstance(images, Tensor | np.ndarray):
         return [images] if images.ndim <= 3 else list(images)
+    if not isinstance(images, Iterable) or isinstance(images, bytes | bytearray):
+        raise UserError(f"transform: this is no image, but of type {type(images).__name__}: {_FORMS}")
     return list(images)
 
 
@@ -147,7 +165,7 @@ def _pixels(
     elif isinstance(picture, Tensor):
         pixels = picture.detach().cpu()
     else:
-        raise UserError(f"{name} is a {type(picture).__name__}: give a path, an image of Pillow, an array or a tensor")
+        raise UserError(f"{name} is a {type(picture).__name__}: {_FORMS}")
     if pixels.ndim != 3 or len(pixels) != channels:
         arrays, shape = f"(H, W, {channels}) or (H, W)", tuple(picture.shape)
         raise UserError(f"{name} has the shape {shape}: give an array {arrays}, or a tensor ({channels}, H, W)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,10 @@ from torch import Tensor
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.duplicates.scan import content_of
 from crosslevel.data.images import Images, ImageView
+from crosslevel.data.loaders.batches import fit
 from crosslevel.data.loaders.records import records
 from crosslevel.data.subsets.select import take
-from crosslevel.features.extract import Runtime, stream
+from crosslevel.features.extract import Runtime, encoded
 from crosslevel.features.pieces import table_of, text
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import UserError
@@ -38,7 +40,7 @@ class Done(NamedTuple):
     stop: int
     rows: int
     existing: int
-    bad: dict[str, str]
+    reasons: dict[str, str]
 
 
 class PartFiles:
@@ -77,18 +79,18 @@ class PartFiles:
 
     def write(self, encoder: Encoder, source: Images, first: int, stop: int, existing: Keys, runtime: Runtime) -> Done:
         """Write a file of features of images ``first`` to ``stop``, without those whose keys are ``existing``."""
-        bad, indices = BadFiles(), torch.arange(first, stop)
+        bad_files, indices = BadFiles(), torch.arange(first, stop)
         if len(existing):
-            indices = _new(source, indices, existing, bad, runtime.workers)
-        batches = list(
-            stream(
-                encoder, _ByContent(source, indices), batch_size=runtime.batch_size, workers=runtime.workers,
-                hardware=runtime.hardware, bad=bad,
-            )
+            indices = _new(source, indices, existing, bad_files, runtime.workers)
+        fitted = records(
+            ImageView(source, indices), partial(_fitted, size=encoder.view.size), runtime.batch_size,
+            bad_files=bad_files, workers=runtime.workers,
         )  # fmt: skip
-        count = sum(len(rows.indices) for rows in batches)
-        if batches:
-            features, content, index = (torch.cat(column) for column in zip(*batches, strict=True))
+        batches = ((picture, content, numbers) for numbers, (picture, content) in fitted)
+        rows = list(encoded(encoder, batches, runtime.hardware))
+        count = sum(len(index) for _, _, index in rows)
+        if rows:
+            features, content, index = (torch.cat(column) for column in zip(*rows, strict=True))
             indices = indices[index]
             labels = torch.full_like(content, -1) if source.labels is None else source.labels[indices]
             table = table_of(source, features, labels, indices)
@@ -97,7 +99,7 @@ class PartFiles:
             with replacing(self.folder / f"{first:012}-{names[:12]}.parquet") as file:
                 metadata = {_ABOUT: json.dumps({"encoder": self.encoder})}
                 pq.write_table(table.replace_schema_metadata(metadata), file, write_page_checksum=True)
-        return Done(first, stop, count, stop - first - count - len(bad), bad.reasons)
+        return Done(first, stop, count, stop - first - count - len(bad_files), bad_files.reasons)
 
 
 class _Content(NamedTuple):
@@ -106,16 +108,29 @@ class _Content(NamedTuple):
     content: Int64[Tensor, ""]
 
 
+class _Fitted(NamedTuple):
+    """An image as an encoder takes it, and a hash of its content before it was resized."""
+
+    picture: UInt8[Tensor, "3 s s"]
+    content: Int64[Tensor, ""]
+
+
 def _content(image: UInt8[Tensor, "3 H W"]) -> _Content:
     return _Content(torch.tensor(content_of(image)))
 
 
+def _fitted(image: UInt8[Tensor, "3 H W"], size: int) -> _Fitted:
+    return _Fitted(fit(image, size), torch.tensor(content_of(image)))
+
+
 def _new(
-    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad: BadFiles, workers: int | None
+    source: Images, indices: Int64[Tensor, " N"], existing: Keys, bad_files: BadFiles, workers: int | None
 ) -> Int64[Tensor, " n"]:
-    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad``."""
+    """The images whose path and content have no key among the ``existing``; unreadable ones go to ``bad_files``."""
     new = []
-    for numbers, (content,) in records(take(source, indices), _content, _AT_A_TIME, bad=bad, workers=workers):
+    for numbers, (content,) in records(
+        take(source, indices), _content, _AT_A_TIME, bad_files=bad_files, workers=workers
+    ):
         for i, value in zip(indices[numbers].tolist(), content.tolist(), strict=True):
             key = key_of(text(source.paths[i]), value)
             position = int(np.searchsorted(existing, key))
@@ -128,11 +143,3 @@ def key_of(path: str, content: int) -> int:
     """A 64-bit hash of a path and its image's content."""
     digest = hashlib.blake2b(f"{content} {path}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-class _ByContent(ImageView):
-    """Images with a hash of their content in place of their labels, computed by whichever process decodes them."""
-
-    def __getitem__(self, i: int) -> tuple[UInt8[Tensor, "3 H W"], int]:
-        picture, _ = super().__getitem__(i)
-        return picture, content_of(picture)

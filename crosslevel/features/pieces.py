@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     file: Path
     first: int
     stop: int
-    bad: dict[str, str]
+    reasons: dict[str, str]
 
 
 class Pieces:
@@ -56,7 +56,7 @@ class Pieces:
         if self.folder.is_symlink():
             raise UserError(f"{self.folder} is a link, and pieces that are not ours are removed: remove it")
         self.pieces: list[Piece] = []
-        self.bad: dict[str, str] = {}
+        self.reasons: dict[str, str] = {}
         self.joined: int | None = None  # rows of the finished table
 
     @property
@@ -68,7 +68,7 @@ class Pieces:
         """Find the pieces of earlier calls, remove unusable ones, and return messages about them."""
         mark = self._mark()
         if mark is not None:
-            self.joined, self.bad = mark["rows"], mark["bad"]
+            self.joined, self.reasons = mark["rows"], mark["bad"]
             return []
         for file in self._leftovers():
             file.unlink()
@@ -99,11 +99,13 @@ class Pieces:
         begins = [*(piece.first for piece in self.pieces), len(self.source)]
         return [range(end, begin) for end, begin in zip(ends, begins, strict=True) if end < begin]
 
-    def write(self, first: int, rows: Features, bad: BadFiles, stop: int | None = None) -> int:
+    def write(self, first: int, rows: Features, bad_files: BadFiles, stop: int | None = None) -> int:
         """Store the piece that begins with image ``first``; return the image after it (``stop``, if given)."""
-        self.bad.update(bad.reasons)
-        piece = Piece(self.folder / f"{first:012}.parquet", first, stop or int(rows.indices[-1]) + 1, dict(self.bad))
-        metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.bad}
+        self.reasons.update(bad_files.reasons)
+        piece = Piece(
+            self.folder / f"{first:012}.parquet", first, stop or int(rows.indices[-1]) + 1, dict(self.reasons)
+        )
+        metadata = {"fingerprint": self.fingerprint, "first": piece.first, "stop": piece.stop, "bad": piece.reasons}
         further = {name: column(rows.indices.tolist()) for name, column in self.further.items()}
         table = table_of(self.source, *rows, further).replace_schema_metadata({ABOUT: json.dumps(metadata)})
         with replacing(piece.file) as file:
@@ -120,13 +122,13 @@ class Pieces:
         """
         if not self.pieces:
             self.remove()
-            first = first_of(self.bad)
+            first = first_of(self.reasons)
             raise SourceError(f"{self.source.name}: none of its {len(self.source)} images can be read{first}")
         self.joined = formats.join([piece.file for piece in self.pieces], self.file, self.metadata)
         mark = {
             "fingerprint": self.fingerprint,
             "rows": self.joined,
-            "bad": self.bad,
+            "bad": self.reasons,
             "table": formats.file_stats(self.file),
         }
         write(self.folder / _JOINED, json.dumps(mark))
@@ -173,7 +175,7 @@ class Pieces:
 
     def _count(self, piece: Piece) -> None:
         self.pieces = sorted([*self.pieces, piece], key=lambda piece: piece.first)
-        self.bad.update(piece.bad)
+        self.reasons.update(piece.reasons)
 
 
 def table_of(

@@ -11,7 +11,7 @@ from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.uri import parse, read_as
+from crosslevel.data.uri import Source, parse
 from crosslevel.models.encoder import Encoder
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import CONFIG
@@ -26,21 +26,21 @@ def reads_of(reading: Reading) -> dict[str, str]:
     return {name: str(getattr(reading, name)) for name in STORED if getattr(reading, name) != getattr(USUAL, name)}
 
 
-def suited(source: str, encoder: Encoder) -> str:
+def suited(source: Source, encoder: Encoder) -> Source:
     """``source`` with the encoder's reading settings where it has none; data sets by name stay as they are."""
-    if parse(source).kind == "name":
+    if source.kind == "name":
         return source
-    settings = reads_of(parse(source).reading)
+    settings = reads_of(source.reading)
     missing = {name: value for name, value in encoder.reads.items() if name in STORED and name not in settings}
-    return read_as(source, missing) if missing else source
+    return source.read_as(missing) if missing else source
 
 
 def reading_of(encoder: Encoder) -> Reading:
     """The reading settings of single images for an encoder."""
-    return parse(read_as("images", {name: value for name, value in encoder.reads.items() if name in STORED})).reading
+    return parse("images").read_as({name: value for name, value in encoder.reads.items() if name in STORED}).reading
 
 
-def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops: Crops | None = None) -> Images:
+def open_for(encoder: Encoder, source: Source, data_root: str | None = None, crops: Crops | None = None) -> Images:
     """The images of ``source``, in the channels that the encoder takes.
 
     Raises:
@@ -49,7 +49,7 @@ def open_for(encoder: Encoder, source: str, data_root: str | None = None, crops:
 
     """
     opened = open_images(suited(source, encoder), data_root=data_root, crops=crops)
-    check_channels(encoder, opened.channels, source)
+    check_channels(encoder, opened.channels, source.text)
     return opened
 
 

@@ -30,6 +30,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.subsets import select
+from crosslevel.data.uri import Source, parse
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, suited
 from crosslevel.inspection.page import headline, matches_block, page_blocks
@@ -96,6 +97,11 @@ def inspect(
 
     Returns:
         the content of the JSON file.
+
+    Examples:
+        >>> summary = crosslevel.inspect("photos/")
+        >>> suggested = {advice["setting"]: advice["value"] for advice in summary["advice"]}
+
     """
     if batch_size < 2 or sample < 2:
         raise UserError(f"batch_size={batch_size}, sample={sample}: give at least 2 each")
@@ -105,19 +111,20 @@ def inspect(
     say(console, "" if encoder is None else encoder.loaded)
     generator = seeded(seed)
     read = {"data_root": data_root, "crops": crops}
+    parsed = parse(images)
     collection = _part(
-        images if encoder is None else suited(images, encoder), read, sample, generator, engine, full_scan
+        parsed if encoder is None else suited(parsed, encoder), read, sample, generator, engine, full_scan
     )
     if encoder is not None:
         check_channels(encoder, collection.images.channels, images)
-    second = None if beside is None else _part(beside, read, sample, generator, engine)
+    second = None if beside is None else _part(parse(beside), read, sample, generator, engine)
     runtime = Runtime(choose(device, precision), workers)
     result = _compare(collection, second, encoder, run, runtime, groups, seed, console)
     scanned, scanned_second, common = result.scanned, result.scanned_second, result.structure
     duplicates = duplicate_sets(scanned, common.pairs, collection.part.paths)
     figures = summary(
-        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates, collection.bad,
-        batch_size, run, result.threshold, result.counted,
+        collection.images.name, len(collection.images), collection.part, scanned, common, duplicates,
+        collection.bad_files, batch_size, run, result.threshold, result.counted,
     )  # fmt: skip
     matched = [] if scanned_second is None else matches(scanned, scanned_second)
     if second is not None and scanned_second is not None:
@@ -142,19 +149,24 @@ class _Collection:
 
     images: Images
     part: Images
-    bad: BadFiles
+    bad_files: BadFiles
     elsewhere: Opened | None
     sampled: Int64[Tensor, " n"] | None = None
 
 
 def _part(
-    name: str, read: dict[str, Any], limit: int, generator: torch.Generator, engine: Engine, full_scan: bool = False
+    source: Source,
+    read: dict[str, Any],
+    limit: int,
+    generator: torch.Generator,
+    engine: Engine,
+    full_scan: bool = False,
 ) -> _Collection:
-    images, index = open_images(name, **read), None
+    images, index = open_images(source, **read), None
     if len(images) > limit:
         index = select.sample(images, limit, generator)
     part, sampled = images if index is None else select.take(images, index), index if full_scan else None
-    elsewhere = Opened.of(name, source=images, **read) if engine == "ray" else None
+    elsewhere = Opened.of(source, source=images, **read) if engine == "ray" else None
     if elsewhere is not None and sampled is None:
         elsewhere = elsewhere._replace(subset=index)
     return _Collection(images, part, images.bad_files(), elsewhere, sampled)
@@ -181,7 +193,7 @@ def _compare(
         task = bar.add_task("comparing", total=None)
         if encoder is not None and run is not None:
             features, threshold = run_features(
-                encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad, seed
+                encoder, collection.part, scanned, runtime, run_dir_of(run), collection.bad_files, seed
             )
         common = structure(scanned, features, 1.0 if threshold is None else threshold, groups, seed)
         bar.update(task, total=1, completed=1)
@@ -196,7 +208,7 @@ def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tu
         return Sketch.of(scanned, collection.part.paths), scanned
     task = bar.add_task("looking at images", total=len(collection.images))
     return sketch(
-        collection.images, collection.sampled, collection.bad, workers,
+        collection.images, collection.sampled, collection.bad_files, workers,
         lambda done: bar.update(task, completed=done), collection.elsewhere,
     )  # fmt: skip
 
@@ -204,8 +216,9 @@ def _sketched(collection: _Collection, workers: int | None, bar: Progress) -> tu
 def _scanned(collection: _Collection, workers: int | None, bar: Progress) -> ScanResult:
     task = bar.add_task("looking at images", total=len(collection.part))
     return scan(
-        collection.part, collection.bad, workers, lambda done: bar.update(task, completed=done), collection.elsewhere
-    )
+        collection.part, collection.bad_files, workers, lambda done: bar.update(task, completed=done),
+        collection.elsewhere,
+    )  # fmt: skip
 
 
 def _matches_by_name(
@@ -226,7 +239,7 @@ def _matches_by_name(
         "images": hidden(second.images.name),
         "count": len(second.images),
         "looked_at": len(second.part),
-        "broken": dict(sorted(second.bad.reasons.items())),
+        "broken": dict(sorted(second.bad_files.reasons.items())),
         "copies": {name: kinds[name] for name in NAMES.values()},
         "matches": rows,
     }

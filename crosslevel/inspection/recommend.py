@@ -57,7 +57,7 @@ def _batch_size(tracks: Int64[Tensor, " T"], batch_size: int) -> Advice:
         reason = f"{count} images were compared, so no batch of {batch_size}; {reason}"
     ours = "The limit of a quarter is ours, and not measured."
     if batch in fitting:
-        return Advice("batch_size", batch, f"{reason}: few enough for instances to be told apart.")
+        return Advice("batch_size", batch, f"{reason}: few enough to distinguish instances.")
     if not fitting:
         explanation = f"{reason}; only smaller batches would avoid it, which are too small to learn from. {ours}"
         return Advice("batch_size", batch, explanation)

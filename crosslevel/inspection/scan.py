@@ -113,14 +113,14 @@ def run_features(
     scanned: ScanResult,
     runtime: Runtime,
     run_dir: Path | None,
-    bad: BadFiles,
+    bad_files: BadFiles,
     seed: int,
 ) -> tuple[Float[Tensor, "M D"], float]:
     """Features of the readable images, from the cache in the run's folder, and the threshold for them."""
     readable = _Unlabelled(part, scanned.numbers)
-    features = FeatureCache(run_dir, runtime, bad).features("inspect", encoder, readable).features
+    features = FeatureCache(run_dir, runtime, bad_files).features("inspect", encoder, readable).features
     index = sample(readable, CALIBRATED_ON, seeded(seed))
-    images = pack(take(readable, index), encoder.view.size, bad=bad, workers=0).data
+    images = pack(take(readable, index), encoder.view.size, bad_files=bad_files, workers=0).data
     return features, calibrated(encoder, images, features[index], runtime.hardware, seed)
 
 

@@ -92,7 +92,7 @@ class Sketch:
 def sketch(
     images: Images,
     sampled: Int64[Tensor, " n"],
-    bad: BadFiles,
+    bad_files: BadFiles,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     elsewhere: Opened | None = None,
@@ -103,7 +103,7 @@ def sketch(
     Args:
         images: the source.
         sampled: the numbers of the sample, in ascending order.
-        bad: collects unreadable images.
+        bad_files: collects unreadable images.
         workers: processes that decode, as `EvalBatches` has them.
         progress: called with the number of images read.
         elsewhere: the same images for the machines of a cluster, each of which sends back a sketch of its part.
@@ -121,12 +121,14 @@ def sketch(
     job_of = partial(Sketching, sampled=sampled)
     for key, part in zip(keys, mapped(images, job_of, keys, workers, elsewhere), strict=True):
         for path, reason in part.broken:
-            bad.add(path, reason)
+            bad_files.add(path, reason)
         part.broken = []
         combined.merge(part)
         progress(key.stop)
         if key.stop > int(sampled[-1]) and sum(len(record.numbers) for record in combined.sample) < 2:
-            raise SourceError(f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad.first}")
+            raise SourceError(
+                f"{images.name}: fewer than 2 of {len(sampled)} sampled images can be read{bad_files.first}"
+            )
     joined = ScanResult(*map(torch.cat, zip(*combined.sample, strict=True)))
     combined.sample = []
     return combined, joined._replace(numbers=torch.searchsorted(sampled, joined.numbers))

@@ -42,7 +42,8 @@ class Tail:
 
 def summary(
     name: str, total: int, part: Images, scanned: ScanResult, structure: Structure, duplicates: list[Member],
-    bad: BadFiles, batch_size: int, run: str | None, threshold: float | None = None, counted: Sketch | None = None,
+    bad_files: BadFiles, batch_size: int, run: str | None, threshold: float | None = None,
+    counted: Sketch | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """All figures of the JSON file.
 
@@ -53,7 +54,7 @@ def summary(
         scanned: the records of the compared images.
         structure: their duplicates, tracks and groups.
         duplicates: the sets of duplicates.
-        bad: the unreadable images.
+        bad_files: the unreadable images.
         batch_size: of the training that settings are suggested for; at most the readable images.
         run: the run whose features were used.
         threshold: the least cosine of near-duplicates by these features.
@@ -74,7 +75,7 @@ def summary(
         "looked_at": counted.looked_at,
         "compared": len(part),
         "readable": counted.readable,
-        "broken": dict(sorted(bad.reasons.items())),
+        "broken": dict(sorted(bad_files.reasons.items())),
         "width": _quartiles(counted.width),
         "height": _quartiles(counted.height),
         "shorter_side": _histogram(counted.shorter_side),
@@ -155,8 +156,8 @@ def _counts(figures: dict[str, Any]) -> str:
     """The numbers of images read and compared, if these are not all."""
     count, looked_at, compared = (figures[name] for name in ("count", "looked_at", "compared"))
     if looked_at < count:
-        return f", {looked_at:,} of them looked at"
-    return "" if compared == count else f", all looked at, {compared:,} of them compared with each other"
+        return f", {looked_at:,} of them read"
+    return "" if compared == count else f", all read, {compared:,} of them compared with each other"
 
 
 def _duplicate_rows(figures: dict[str, Any]) -> list[tuple[str, ...]]:

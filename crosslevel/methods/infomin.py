@@ -120,9 +120,9 @@ class JigsawHead(nn.Module):
 def patch_size(view: int) -> int:
     """Height and width of a patch: 2 / 7 of the view's, but within a third of it.
 
-    At 224 pixels that is 64, as in PIRL; there, and in the InfoMin code, it is cut from one of 3 x 3 cells of 85 pixels
-    of a crop of 255. Here the jigsaw's crop has the size of the other views, and its cells have 74 pixels: patches can
-    move by 10 pixels instead of 21, and show a larger share of the image.
+    At 224 pixels that is 64, as in PIRL. PIRL and InfoMin divide a crop of 255 pixels into 3 x 3 cells and cut one
+    patch from each, so that a cell has 85 pixels. Here the jigsaw's crop has the size of the other views, and its cells
+    have 74 pixels: patches can move by 10 pixels instead of 21, and show a larger share of the image.
     """
     return max(1, min(view // GRID, round(view * 2 / 7)))
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from crosslevel.models.schedules import half_cosine
 from crosslevel.utils.distributed import add, broadcast, gather, local, rank, world_size
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, counted
 
 
 class InstanceBank(nn.Module):
@@ -84,8 +84,8 @@ class KeyQueue(nn.Module):
         """Why the loss rises while the queue fills, with ``batch`` keys a step (facebookresearch/moco issue 146)."""
         steps = -(-self.size // batch)
         return (
-            f"the loss rises for about {steps:,} steps, until the queue's {self.size:,} random keys are replaced by "
-            "images' keys, which are harder to tell apart"
+            f"the loss rises for about {counted(steps, 'step')}, until the queue's {self.size:,} random keys are "
+            "replaced by images' keys, which are harder to tell apart"
         )
 
     @torch.no_grad()

@@ -22,7 +22,7 @@ from crosslevel.methods.memory import InstanceBank, ShardedBank
 from crosslevel.models.heads import Head
 from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, counted
 
 
 class NPID(Method):
@@ -105,8 +105,8 @@ class NPID(Method):
     def early_rise(self, batch: int, steps: int) -> str:
         """The loss rises while the bank fills."""
         return (
-            f"the loss rises in the first epoch, {steps:,} steps, until the bank's random rows are replaced by images' "
-            "features, which are harder to tell apart"
+            f"the loss rises in the first epoch, {counted(steps, 'step')}, until the bank's random rows are replaced "
+            "by images' features, which are harder to tell apart"
         )
 
     def after_step(

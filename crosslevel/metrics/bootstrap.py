@@ -1,4 +1,7 @@
-"""Percentile intervals by bootstrap (Efron 1979): how much a figure would vary with other test images."""
+"""Percentile intervals by bootstrap (Efron 1979): how much a figure would vary with other test images.
+
+Ours, since `scipy.stats.bootstrap` takes one statistic a call: here all figures of a table have the same resamples.
+"""
 
 from __future__ import annotations
 

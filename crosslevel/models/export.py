@@ -180,10 +180,16 @@ def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     size = "" if encoder.image_size is None else f", img_size={encoder.image_size}"
     size += "" if encoder.channels is None else f", in_chans={encoder.channels}"
     name = encoder.architecture
-    call = f"timm.create_model({name!r}, num_classes=0{size}, checkpoint_path=file)"
+    call = f"timm.create_model({name!r}, num_classes=0{size}, checkpoint_path={str(file)!r})"
     if is_changed:
-        call = f"Encoder({name!r}, {bool(encoder.small_images)}, {encoder.width}, weights=file), not timm alone"
-    return f"{call}; {_inputs(encoder)}"
+        own = ["a stem for small images"] * bool(encoder.small_images)
+        own += [f"a width of {encoder.width:g}"] * (encoder.width != 1.0)
+        changes = f"small_images={bool(encoder.small_images)}, width={encoder.width}"
+        call = (
+            f"timm alone builds no {name} with {' and '.join(own)}: load the file with "
+            f"crosslevel.Encoder({name!r}, {changes}, weights={str(file)!r})"
+        )
+    return f"{call}; images: {_inputs(encoder)}"
 
 
 def _write_detectron2(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool, seed: int) -> str:

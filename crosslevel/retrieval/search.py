@@ -98,6 +98,11 @@ def search(
 
     Returns:
         for each query its name, and its matches: path, distance and row, the nearest first.
+
+    Examples:
+        >>> [result] = crosslevel.search("features.parquet", "photos/cat/000.png", k=5)
+        >>> nearest = result["matches"][0]["path"]
+
     """
     if k < 1:
         raise UserError(f"k={k}: at least 1")
@@ -146,15 +151,15 @@ def _queries(
     except NotThere as error:
         raise NotThere(f"{table.file} was made by {run}, which is not there: give --run, its folder") from error
     table.check_encoder(encoder, run)
-    bad = BadFiles()
+    bad_files = BadFiles()
     if len(source) == 1:  # for the error message
         failure = _unreadable(source)
         if failure:
             raise UserError(f"{query} is no image that can be read: {failure}")
     options = {"batch_size": runtime.batch_size, "workers": runtime.workers if len(source) > 1 else 0}
-    features = extract(encoder, source, hardware=runtime.hardware, bad=bad, **options)  # type: ignore[arg-type]
-    if len(bad):
-        say(console, bad.summary(len(source)))
+    features = extract(encoder, source, hardware=runtime.hardware, bad_files=bad_files, **options)  # type: ignore[arg-type]
+    if len(bad_files):
+        say(console, bad_files.summary(len(source)))
     indices = features.indices.tolist()
     names = [source.paths[i] for i in indices]
     rows = _own_rows(table, images, [os.path.join(source.root, name) for name in names])

@@ -14,23 +14,24 @@ from crosslevel.settings import signature, trust, weights
 from crosslevel.settings.kinds import is_list, read
 from crosslevel.settings.recipes import find
 from crosslevel.settings.signature import REQUIRED, Argument, Choice, Group, Option, Signature
-from crosslevel.utils.errors import UserError, did_you_mean, near_hint
+from crosslevel.utils.errors import NotThere, UserError, did_you_mean, near_hint, near_names
 from crosslevel.utils.trees import regular, yaml_tree
 
 FILES = (
     Option("config", ("str",), None, "YAML file with any of these settings; those after it count more"),
-    Option("recipe", ("None", "str"), None, "settings of a published result; crosslevel recipes lists them"),
-)
+    Option("recipe", ("None", "str"), None, "settings by name, such as cifar10-moco-cld; crosslevel recipes lists "
+           "them, with the published figure where one is recorded"),
+)  # fmt: skip
 READING = (
-    Option("damaged", ("str",), None, "refuse leaves out images of which their own decoder reports damage; keep uses "
-           "what it makes of them (default: refuse)"),
-    Option("pages", ("str",), None, "first takes the first of the frames or pages that an image file has; all takes "
-           "each as an image, those of a file as a track (default: first)"),
+    Option("damaged", ("str",), None, "refuse leaves out images that their decoder reports as damaged; keep uses "
+           "what the decoder recovers of them (default: refuse)"),
+    Option("pages", ("str",), None, "of an image file with several frames or pages: first takes the first of them, "
+           "all takes each as an image, and those of one file as a track (default: first)"),
     Option("channels", ("int",), None, "of an image: 1 is its brightness, 3 its colours, 4 colours and transparency; "
            "another number is that of the bands of a TIFF or of an array (.npy) (default: 3, or those of a run)"),
-    Option("range", ("str",), None, "LOW:HIGH: of values of more than 8 bits, such as 0:10000 or -160:240, those that "
-           "become black and white; all 16 bits, of DICOM the file's own window, or as in the training of a run, "
-           "unless given"),
+    Option("range", ("str",), None, "LOW:HIGH, such as 0:10000 or -160:240: for values of more than 8 bits, the one "
+           "that becomes black and the one that becomes white. Unless given: for a run as in its training; for DICOM "
+           "the file's own window; otherwise all 16 bits"),
 )  # fmt: skip
 """The reading settings of images, for any source; they can also be written after a source, as photos/,damaged=keep."""
 SOURCES = ("images", "test", "beside", "labelled")
@@ -191,7 +192,7 @@ class Settings:
 
     def add_option(self, name: str, text: str) -> None:
         """Apply one option of the command line, over the former settings."""
-        context = f"--{name} {text}"
+        context = as_given(name, text)
         if name.startswith("method."):
             self.of_method[name.removeprefix("method.")] = (text, f"--{name}")
             return
@@ -240,7 +241,8 @@ class Settings:
                 raise UserError(
                     f"{context}: {path.rpartition('.')[2]} has no setting {name!r}: {did_you_mean(name, options)}"
                 )
-            values[name] = read(options[name].kind, value, f"{context} {_shortened(value)}")
+            words = f"{context} is empty" if value == "" else f"{context} {_shortened(value)}"
+            values[name] = read(options[name].kind, value, words)
         return values
 
 
@@ -297,11 +299,28 @@ def loaded(file: str, context: str) -> dict[str, Any]:
 
     try:
         tree = yaml_tree(regular(file).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotThere(f"{context}: there is no such file{_near_file(Path(file))}") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{context}: this is a folder: give a YAML file") from error
     except (OSError, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"{context}: {' '.join(str(error).split())}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise UserError(f"{context}: {' '.join(reason.split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{context}: it holds no settings")
     return tree
+
+
+def _near_file(file: Path) -> str:
+    """The end of an error about a file that is not there: the nearest of its folder's YAML files, if any is near."""
+    files = [other.name for other in file.parent.glob("*.y*ml")]
+    near = near_names(file.name, files)
+    return f": did you mean {file.with_name(near[0])}?" if near else ""
+
+
+def as_given(name: str, text: str) -> str:
+    """An option with its value, as the beginning of an error."""
+    return f"--{name} {text}" if text.strip() else f"--{name} is empty"
 
 
 def _shortened(value: Any) -> str:

@@ -11,6 +11,11 @@ from crosslevel.utils.errors import UserError, near_hint
 from crosslevel.utils.trees import yaml_tree
 
 NUMBERS = {"int": "a whole number", "float": "a number"}
+OTHER_NAMES = {
+    "gpu": "cuda", "nvidia": "cuda", "metal": "mps", "bfloat16": "bf16", "float16": "fp16", "half": "fp16",
+    "float32": "fp32", "float": "fp32",
+}  # fmt: skip
+"""What users call a choice, and its name here."""
 TRUE, FALSE, NOTHING = ("true", "yes", "on"), ("false", "no", "off"), ("null", "none", "~")
 
 
@@ -159,4 +164,5 @@ def _word(member: Member) -> str:
 
 def _hint(kind: Kind, value: Any) -> str:
     words = [word for member in kind if isinstance(member, Choices) for word in member.words]
-    return near_hint(str(value), words)
+    other = OTHER_NAMES.get(str(value).lower())
+    return f": did you mean {other}?" if other in words else near_hint(str(value), words)

@@ -1,7 +1,7 @@
 """From a command line to a call: a function's signature and docstring are its options and its help.
 
-Ours, on the standard library's argparse: a parser that is made of functions (jsonargparse, tyro) is handed them, and so
-torch is imported before it can help or refuse; here neither needs it (tests/settings/test_startup.py).
+Ours, on the standard library's argparse: jsonargparse and tyro need the imported function, and importing it loads
+torch. Here help and refusals do without it (tests/settings/test_startup.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 from crosslevel.data.uri import read_as
 from crosslevel.settings import help as texts
 from crosslevel.settings import trust
-from crosslevel.settings.command import SOURCES, Command, Settings, config_of, recipe_file
+from crosslevel.settings.command import SOURCES, Command, Settings, as_given, config_of, recipe_file
 from crosslevel.settings.kinds import FALSE, NOTHING, TRUE, is_list, plain, takes
 from crosslevel.settings.parts import as_argument
 from crosslevel.settings.signature import Group
@@ -163,7 +163,7 @@ def settings_of(command: Command, line: Line) -> dict[str, Any]:
         settings.add_file(recipe_file(name), f"--recipe {name}")
     for name, text in line.options:
         if name == "config":
-            settings.add_file(text, text)
+            settings.add_file(text, as_given("config", text))
         elif name == "method":
             settings.choose(text)
         elif name not in ("recipe", *(option.name for option in (*command.reading, *command.encoder_options))):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, counted
 
 RATES = {"adamw": 1e-3, "lars": 0.3}  # at 256 images a batch; SGD's is the method's own
 DECAYS = {"sgd": 5e-4, "adamw": 0.05, "lars": 1e-6}
@@ -45,6 +45,12 @@ def batch_size(images: int, epochs: float, devices: int = 1, device: str = "cpu"
     size = min(fitting, key=lambda size: abs(math.log(size / ideal)))
     reason = f"{total:,.0f} images are seen in all, {images:,} in an epoch"
     return Choice("batch_size", max(2, min(size, int(share))), reason)
+
+
+def largest_batch(size: int, devices: int, requested: int) -> Choice:
+    """All images as one batch, where more images a step were asked for than there are; the rates follow it."""
+    where = "" if devices == 1 else f" on each of {devices} devices"
+    return Choice("batch_size", size, f"{counted(size, 'image')}{where} make one batch, {requested:,} were asked for")
 
 
 BATCHES = (16, 32, 64, 128, 256)

@@ -30,8 +30,8 @@ def finish(job: Job, folder: Run, outcome: Outcome, unreadable: Unreadable) -> N
     components.encoder.save(folder.encoder)
     folder.save_branches(components.method.branch, components.method.head, components.cld)
     unreadable.merge()
-    if len(feed.bad):
-        say(console, feed.bad.summary(feed.total))
+    if len(feed.bad_files):
+        say(console, feed.bad_files.summary(feed.total))
     comparison = _compare(job) if outcome.finished and job.watch is None else None
     if outcome.finished and job.logging.report_html:
         _write_page(job, folder, "" if comparison is None else comparison.headline())

@@ -25,7 +25,7 @@ from crosslevel.training.monitor import Which, monitor_of
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import progress_bar, say
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import BadImage, UserError
+from crosslevel.utils.errors import BadImage, UserError, counted
 from crosslevel.utils.rng import generator
 
 Order = Literal["shuffled", "natural"]
@@ -44,7 +44,7 @@ class Feed(NamedTuple):
 
     opened: Images | ImageStream
     source: Images | ImageStream
-    bad: BadFiles
+    bad_files: BadFiles
     total: int | None
     held_out_images: Images | None
     choices: tuple[defaults.Choice, ...]
@@ -69,8 +69,6 @@ def length(source: Images | ImageStream, epoch_size: int | None) -> int | None:
             f"{source.name}: nobody knows how many images a stream has before they are read: "
             "give --epoch_size N, the images that count as one epoch"
         )
-    if epoch_size < 1:
-        raise UserError(f"epoch_size={epoch_size}: at least one image")
     return None
 
 
@@ -89,8 +87,6 @@ def split_held_out(
         return opened, None, ()
     choices = () if requested is not None or opened.labels is not None else (defaults.hold_out(len(opened)),)
     count = choices[0].value if choices else requested or 0
-    if count < 0:
-        raise UserError(f"hold_out={count}: 0 or more")
     if not count:
         return opened, None, ()
     held_out_indices, train_indices = held_out(opened, count, generator(seed, _HELD_OUT))
@@ -101,7 +97,7 @@ _HELD_OUT = 3  # a random stream of the seed that the training does not use
 
 
 def prepared(
-    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad: BadFiles, console: Console
+    source: Images | ImageStream, encoder: Encoder, views: Views, memory: float, bad_files: BadFiles, console: Console
 ) -> Images | ImageStream:
     """Choose the views' size and the stem by the images' size; pack square images no larger than a view."""
     side, square = _typical_shape(source.sample(32) if isinstance(source, ImageStream) else source)
@@ -126,7 +122,10 @@ def prepared(
         return source
     with progress_bar(console) as bar:
         task = bar.add_task("decoding images", total=len(source))
-        return pack(source, views.size, bad=bad, progress=lambda done, of: bar.update(task, completed=done, total=of))
+        return pack(
+            source, views.size, bad_files=bad_files,
+            progress=lambda done, of: bar.update(task, completed=done, total=of),
+        )  # fmt: skip
 
 
 def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, console: Console) -> None:
@@ -138,7 +137,7 @@ def _normalize(source: Images | ImageStream, encoder: Encoder, views: Views, con
     views.normalize_by(*_figures(source.sample(STREAM_SAMPLE // 8) if isinstance(source, ImageStream) else source))
     say(
         console,
-        f"images of {views.channels} {'channel' if views.channels == 1 else 'channels'}: mean and deviation are their "
+        f"images of {counted(views.channels, 'channel')}: mean and deviation are their "
         "own; what needs red, green and blue (saturation, hue, grayscale, RandAugment) is left out of the views",
     )
 
@@ -188,9 +187,9 @@ def batches_of(
     return partial(TrainBatches, source, crops=crops, order=order, partners=partners, seed=seed, **options)
 
 
-def counted(source: Images | ImageStream) -> str:
-    """The number of images, in words."""
-    return f"{len(source):,} images" if isinstance(source, Images) else f"{len(source.shards):,} shards"
+def size_of(source: Images | ImageStream) -> str:
+    """The number of images, or of a stream's shards, in words."""
+    return counted(len(source), "image") if isinstance(source, Images) else counted(len(source.shards), "shard")
 
 
 def usual_monitor(source: Images | ImageStream) -> Which | None:

@@ -20,14 +20,14 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
 from crosslevel.settings import describe
 from crosslevel.training.components import Components, assemble, bases
-from crosslevel.training.inputs import Feed, batches_of, counted, length, prepared, split_held_out, usual_monitor
+from crosslevel.training.inputs import Feed, batches_of, length, prepared, size_of, split_held_out, usual_monitor
 from crosslevel.training.loop.fit import Batches
 from crosslevel.training.monitor import Watch
 from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, figures_every, tree, workers_of
 from crosslevel.training.plan import Plan, settle
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import say
-from crosslevel.utils.errors import UserError
+from crosslevel.utils.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Job:
     @property
     def overview(self) -> str:
         """A description of images, steps, views and networks, for the user."""
-        views, steps = self.components.views, f"{len(self.plan.batches):,} steps an epoch"
+        views, steps = self.components.views, f"{counted(len(self.plan.batches), 'step')} an epoch"
         description = f"{views.count - views.small} views of {views.size} pixels"
         description += f" and {views.small} of {views.small_side}" if views.small else ""
-        return f"{counted(self.feed.source)}, {steps}, {description}; {self.components.described}"
+        return f"{size_of(self.feed.source)}, {steps}, {description}; {self.components.described}"
 
     @property
     def notes(self) -> list[str]:
@@ -84,7 +84,7 @@ class Job:
                 f"{changed}: {type(self.components.method).__name__} remembers each image, and cannot go on with "
                 "others: bring them back, or start a new run"
             )
-        return changed and f"{changed}: it goes on with those of now, not as it would have"
+        return changed and f"{changed}: it continues with the images as they are now, and other losses"
 
     def changed_batch(self, folder: Run) -> str:
         """The warning if a run continues with another number of images a step than it began with; else empty."""
@@ -97,7 +97,7 @@ class Job:
         if was == now:
             return ""
         keeps = f"; --batch_size {was // size} keeps them" if was % size == 0 else ""
-        return f"{now:,} images a step, {was:,} before: it goes on with other batches than it would have{keeps}"
+        return f"{now:,} images a step, {was:,} before: it continues with other batches than before{keeps}"
 
 
 def prepare(
@@ -167,15 +167,16 @@ def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed:
         )
     else:
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
-    bad = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
+    bad_files = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
     training, held_out_images, choices = split_held_out(opened, data.hold_out, seed)
-    source = prepared(training, encoder, views, data.memory, bad, console)
-    return Feed(opened, source, bad, total, held_out_images, choices)
+    source = prepared(training, encoder, views, data.memory, bad_files, console)
+    return Feed(opened, source, bad_files, total, held_out_images, choices)
 
 
 def _batches(feed: Feed, views: Views, data: Data, runtime: Runtime) -> Callable[[int], Batches]:
     return batches_of(
         feed.source, views, data.epoch_size, data.order, data.track_positives,
-        seed=runtime.seed, bad=feed.bad, workers=data.workers, rank=runtime.world.rank, world=runtime.world.size,
+        seed=runtime.seed, bad_files=feed.bad_files, workers=data.workers, rank=runtime.world.rank,
+        world=runtime.world.size,
     )  # fmt: skip

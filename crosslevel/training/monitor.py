@@ -91,7 +91,7 @@ def label_free_monitor(
     generator = seeded(seed)
     indices = sample(source, min(PROBED, PIXELS // size**2), generator)
     try:
-        part = pack(take(source, indices), size, bad=BadFiles())
+        part = pack(take(source, indices), size, bad_files=BadFiles())
     except SourceError:
         return None  # none of them can be read; the training reports that
     if len(part) < 4:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +19,11 @@ from crosslevel.training.loop.module import Optimizer
 from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Which
 from crosslevel.utils.device import Device, Hardware
+from crosslevel.utils.errors import UserError
 from crosslevel.utils.processes import World
+from crosslevel.utils.rng import mixed
+
+SMALLEST, LARGEST = sys.float_info.min, sys.float_info.max  # of the positive, finite numbers
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,46 @@ class Resolved:
     warmup_epochs: float
     encoder_rate: float
     layer_decay: float
+
+
+def check_numbers(data: Data, steps: Optimization, logging: Logging, seed: int) -> None:
+    """Refuse numbers that suit no images at all, before images are opened and anything is written.
+
+    Raises:
+        UserError: a number is out of its range.
+
+    """
+    mixed(seed)  # refuses negative ones
+    ranges: list[tuple[str, float | None, float, float, str]] = [
+        ("seed", seed, 0, 2**64 - 1, " must be below 2^64"),
+        ("epochs", steps.epochs, SMALLEST, LARGEST, " must be positive"),
+        ("minutes", steps.minutes, SMALLEST, LARGEST, " must be positive"),
+        ("batch_size", steps.batch_size, 2, LARGEST, " leaves nothing to compare with: give at least 2"),
+        ("lr", steps.lr, 0, LARGEST, " must be 0 or more"),
+        ("weight_decay", steps.weight_decay, 0, LARGEST, " must be 0 or more"),
+        ("warmup_epochs", steps.warmup_epochs, 0, LARGEST, " must be 0 or more"),
+        ("encoder_rate", steps.encoder_rate, SMALLEST, 1, " must be above 0 and at most 1"),
+        ("layer_decay", steps.layer_decay, SMALLEST, 1, " must be above 0 and at most 1"),
+        ("epoch_size", data.epoch_size, 1, LARGEST, ": at least one image"),
+        ("hold_out", data.hold_out, 0, LARGEST, ": 0 or more"),
+        ("workers", data.workers, 0, LARGEST, " must be 0 or more"),
+        ("memory", data.memory, 0, math.inf, " must be 0 or more"),
+        ("track_positives", data.track_positives, 0, 1, " must be from 0 to 1"),
+        ("log_every", logging.log_every, 1, LARGEST, " must be at least 1"),
+        ("monitor_every", logging.monitor_every, 0, LARGEST, " must be 0 or more"),
+        ("checkpoint_minutes", logging.checkpoint_minutes, 0, math.inf, " must be 0 or more"),
+    ]
+    for name, value, least, most, problem in ranges:
+        if value is not None and not least <= value <= most:
+            raise UserError(f"{name}={value}{problem}")
+    epochs = steps.epochs if steps.minutes is None else None  # else they are measured
+    if steps.warmup_epochs is not None and epochs is not None and steps.warmup_epochs > epochs:
+        raise too_long_a_warmup(steps.warmup_epochs, epochs)
+
+
+def too_long_a_warmup(warmup_epochs: float, epochs: float) -> UserError:
+    """The error of a warm-up that is longer than the training."""
+    return UserError(f"warmup_epochs={warmup_epochs:g} must be from 0 to epochs={epochs:g}: lower it or raise epochs")
 
 
 def workers_of(requested: int | None) -> int:

@@ -21,10 +21,9 @@ from crosslevel.training.components import Components
 from crosslevel.training.inputs import Feed
 from crosslevel.training.loop.fit import Batches
 from crosslevel.training.loop.sharding import check_strategy
-from crosslevel.training.options import Optimization, Resolved, Runtime
+from crosslevel.training.options import Optimization, Resolved, Runtime, too_long_a_warmup
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
-from crosslevel.utils.errors import UserError
 
 MEASURED = "CROSSLEVEL_IMAGES_A_SECOND"
 """The first process's measurement in a distributed run; the others, which it starts later, need the same value."""
@@ -93,12 +92,12 @@ def settle(
     if views_open:
         _flips(components, rules, epochs)
     warmup = requested.warmup_epochs
-    if epochs <= 0:
-        raise UserError(f"epochs={epochs:g} must be positive")
-    if warmup is not None and not 0 <= warmup <= epochs:
-        raise UserError(f"warmup_epochs={warmup:g} must be from 0 to epochs={epochs:g}: lower it or raise epochs")
+    if warmup is not None and warmup > epochs:
+        raise too_long_a_warmup(warmup, epochs)
     size = rules(requested.batch_size, defaults.batch_size(images, epochs, devices, runtime.hardware.device.type))
     batches = batches_of_size(size)
+    if batches.batch_size < size:
+        size = rules(None, defaults.largest_batch(batches.batch_size, devices, size))
     steps, batch = max(1, round(epochs * len(batches))), batches.batch_size * devices
     by_steps = {"momentum": lambda: defaults.momentum(steps), "queue": lambda: defaults.queue(feed.length, batch)}
     _complete(components, rules, by_steps)
@@ -142,9 +141,6 @@ def _rates(
     share = note(requested.encoder_rate, defaults.encoder_rate(started))
     note = rules if started and modern else Choices()
     by_layer = note(requested.layer_decay, defaults.layer_decay(started, modern))
-    for name, value in (("encoder_rate", share), ("layer_decay", by_layer)):
-        if not 0 < value <= 1:
-            raise UserError(f"{name}={value:g} must be above 0 and at most 1")
     return Resolved(epochs, size, optimizer, lr, decay, warmup, share, by_layer)
 
 

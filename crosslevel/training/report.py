@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor
 
 from crosslevel import report
@@ -21,7 +20,7 @@ from crosslevel.data.subsets.select import sample, take
 from crosslevel.features.extract import extract
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
-from crosslevel.training.inputs import STREAM_SAMPLE, counted
+from crosslevel.training.inputs import STREAM_SAMPLE, size_of
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import SourceError
 from crosslevel.utils.rng import seeded
@@ -48,7 +47,7 @@ def write(
         report.commands("Next", following),
         report.settings("Settings", run.config.read_text(encoding="utf-8")),
     ]
-    subtitle = f"{counted(source)} of {source.name} · {hardware.reason} · {time.strftime('%Y-%m-%d')}"
+    subtitle = f"{size_of(source)} of {source.name} · {hardware.reason} · {time.strftime('%Y-%m-%d')}"
     report.page(run.report, f"Training run {run.path.name}", blocks, subtitle, verdict)
 
 
@@ -119,13 +118,13 @@ def feature_blocks(
     """Groups, neighbours and map of a random sample of ``images``."""
     generator = seeded(seed)
     indices = sample(images, MAPPED, generator)
-    packed = pack(take(images, indices), encoder.view.size, bad=BadFiles())
+    packed = pack(take(images, indices), encoder.view.size, bad_files=BadFiles())
     features = extract(encoder, packed, hardware=hardware).features
     blocks, files = [], files_of(packed)
     if cld is not None:
         blocks.append(_groups(cld, packed, features, generator, files))
     queries = torch.randperm(len(packed), generator=generator)[:8].tolist()
-    tracks = _tracks(images, indices) if len(packed) == len(indices) else None
+    tracks = images.tracks[indices] if images.tracks is not None and len(packed) == len(indices) else None
     rows = report.neighbour_rows(
         packed.data, features, queries, labels=packed.labels, classes=packed.classes, exclude=tracks,
         files=files,
@@ -167,8 +166,3 @@ def _groups(
         "groups that each image's other view is compared with."
     )
     return report.image_rows("Groups that CLD finds", rows, note)
-
-
-def _tracks(images: Images, indices: Int64[Tensor, " M"]) -> Int64[Tensor, " M"] | None:
-    tracks = getattr(images, "tracks", None)
-    return None if tracks is None else tracks[indices]

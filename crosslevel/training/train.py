@@ -25,7 +25,7 @@ from crosslevel.training.loop.loggers import logger_names
 from crosslevel.training.loop.module import Optimizer, Pretrain
 from crosslevel.training.loop.sharding import Strategy
 from crosslevel.training.monitor import Measure, Watch, Which
-from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime
+from crosslevel.training.options import Data, Logging, Makers, Optimization, Runtime, check_numbers
 from crosslevel.transforms.views import Views
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
@@ -185,11 +185,11 @@ def train(
         ValueError: settings or images do not fit; the message says what to change.
         OSError: something cannot be read or written.
 
+    Examples:
+        >>> run = crosslevel.train("photos/", epochs=100, method="MoCo", cld={"groups": 128})
+        >>> encoder = crosslevel.load_encoder(run)
+
     """
-    if launcher == "ray" and not launched():
-        if run is None and resume is None:
-            raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
-        return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
     data = Data(
         images=parse(images), data_root=data_root, crops=crops, epoch_size=epoch_size, order=order,
         track_positives=track_positives, hold_out=hold_out, memory=memory, workers=workers,
@@ -198,15 +198,20 @@ def train(
         epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
         warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
     )  # fmt: skip
+    logging = Logging(
+        log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
+        report_html=report_html, stop_fall=stop_fall, logger=logger,
+    )  # fmt: skip
+    check_numbers(data, steps, logging, seed)
+    if launcher == "ray" and not launched():
+        if run is None and resume is None:
+            raise UserError("--launcher ray: give the run a name that all machines know: --run runs/NAME")
+        return by_ray(Request(resume or run or "", devices, nodes, device), max_failures, printer(quiet))
     ranks, boards = world(devices, nodes), Loggers(logger_names(logger), loggers)
     resume = restarted(run, resume, ranks)
     runtime = Runtime(
         device=device, hardware=choose(device, precision), world=ranks, sync_batchnorm=sync_batchnorm, seed=seed,
         compile=compile, strategy=strategy, launcher=launcher, max_failures=max_failures,
-    )  # fmt: skip
-    logging = Logging(
-        log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
-        report_html=report_html, stop_fall=stop_fall, logger=logger,
     )  # fmt: skip
     if strategy == "fsdp" and ranks.nodes > 1 and is_remote(resume or run or ""):
         raise UserError("--strategy fsdp on several machines: give --run a folder on a disk that they share")
@@ -238,7 +243,7 @@ def _begin(job: Job, folder: Run) -> Unreadable:
     say(job.console, f"{job.overview}; run: {folder}")
     for line in () if job.resumed else job.notes:
         say(job.console, line)
-    return Unreadable(job.feed.bad, folder.path, job.runtime.world.rank, job.resumed)
+    return Unreadable(job.feed.bad_files, folder.path, job.runtime.world.rank, job.resumed)
 
 
 def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, callbacks: Sequence[Any]) -> Outcome:
@@ -261,7 +266,7 @@ def _learn(job: Job, folder: Run, unreadable: Unreadable, loggers: Loggers, call
         )  # fmt: skip
     except OSError:
         if module.step and folder.last.exists():
-            say(job.console, f"what was saved goes on with: {resume_command(folder, job.components)}")
+            say(job.console, f"to continue what was saved: {resume_command(folder, job.components)}")
         raise
     finally:
         unreadable.keep()

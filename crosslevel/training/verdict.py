@@ -132,7 +132,7 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     view = encoders[0].view
     size = view.size
     indices = sample(source, min(PROBED, PIXELS // size**2), seeded(seed))
-    part = pack(take(source, indices), size, bad=BadFiles())
+    part = pack(take(source, indices), size, bad_files=BadFiles())
     if len(part) < LEAST:
         return None
     tracks = tracks_for_scores(part)

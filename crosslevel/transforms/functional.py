@@ -172,9 +172,9 @@ def mix_colors(
 def rotate_hue_(x: Float[Tensor, "B 3 H W"], sixths: Float[Tensor, " B"]) -> Float[Tensor, "B 3 H W"]:
     """Rotate the hue in place by ``sixths`` of the circle, in [-1, 1].
 
-    Over hue, a channel is a ramp between the pixel's largest value v and smallest value m, held at v for a
-    third of the circle and at m for another. With the middle value d, the ramp without the holds is 2x - d:
-    a step f moves it by (v - m) f, up where the channel before is larger than the one after, else down, and
+    Let v be the pixel's largest value, d the middle one and m the smallest. As the hue turns, a channel stays at v
+    for a third of the circle, falls to m, stays there for a third, and rises again. Without the holds the ramp is
+    2x - d: a step f moves it by (v - m) f, up where the channel before is larger than the one after, else down, and
     clamping to [m, v] restores the holds. As |f| <= 1 the step never passes a whole hold, so this equals the
     way over HSV, without its divisions and cases.
     """

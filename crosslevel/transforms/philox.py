@@ -29,7 +29,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     first, second = key
     for _ in range(ROUNDS):
         low, high = a * MULTIPLIERS[0], c * MULTIPLIERS[1]
-        # What is shifted in from the left by a negative number is masked away.
+        # Bits that a negative number shifts in from the left are masked away.
         a, c = (
             (high >> 32).bitwise_and_(MASK).bitwise_xor_(b).bitwise_xor_(first),
             ((low >> 32).bitwise_and_(MASK).bitwise_xor_(d).bitwise_xor_(second)),

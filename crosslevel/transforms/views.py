@@ -26,8 +26,8 @@ class Views(nn.Module):
     """Random views of a whole batch at once, on the batch's own device.
 
     Every image of every view gets parameters of its own, the same on every device: from a generator they are drawn on
-    the CPU, from `Counted` where the images are. View v takes entry v (modulo their number) of the preset, with the
-    settings given here in place of the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
+    the CPU, from `Counted` where the images are. The preset's entries are used in turn, one for each view; the
+    settings given here replace the preset's. ``count``, the number of views, is 2 unless set; the last ``plain`` of
     them, 0 unless set, are large crops and flips without any change of colour; the ``small`` ones before these, 0
     unless set, are small crops of ``small_side`` pixels, as multi-crop methods take them (Caron et al. 2020).
 

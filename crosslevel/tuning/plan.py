@@ -68,7 +68,7 @@ class Plan:
       nearest ones in the ranges.
     - ``finalists``: how many of the best trials are trained once more, beside the settings as given; the budget pays.
     - ``warmup``: the first epochs, in which no trial counts as collapsed: features of low rank are usual there.
-    - ``images``: the number of images; ``bad``: the unreadable ones so far.
+    - ``images``: the number of images; ``bad_files``: the unreadable ones so far.
     """
 
     folder: Path
@@ -86,7 +86,7 @@ class Plan:
     finalists: int = 0
     warmup: float = 0.0
     images: int = 0
-    bad: BadFiles = field(default_factory=BadFiles)
+    bad_files: BadFiles = field(default_factory=BadFiles)
     stop: threading.Event = field(default_factory=threading.Event)
     beat: float = BEAT
     grace: float = GRACE

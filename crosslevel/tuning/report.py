@@ -75,14 +75,14 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
 
 def _tell_unread(plan: Plan, console: Console) -> None:
     """Print once the files that this machine's trials could not read, in training or among the held-out images."""
-    before = len(plan.bad)
+    before = len(plan.bad_files)
     for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):
-        plan.bad.read(file)
-    if not len(plan.bad):
+        plan.bad_files.read(file)
+    if not len(plan.bad_files):
         return
-    plan.bad.write(plan.folder / BAD_FILES)
-    if len(plan.bad) > before:
-        console.print(plan.bad.summary(plan.images), highlight=False, markup=False)
+    plan.bad_files.write(plan.folder / BAD_FILES)
+    if len(plan.bad_files) > before:
+        console.print(plan.bad_files.summary(plan.images), highlight=False, markup=False)
 
 
 def ended(study: Study) -> list[FrozenTrial]:

@@ -195,7 +195,7 @@ class HeldOut:
     ) -> Any:
         """Score the held-out images at the end of an epoch, send the scores, and wait for the answer."""
         assert self.held_out_images is not None
-        images = pack(self.held_out_images, encoder.view.size, bad=unreadable.bad)
+        images = pack(self.held_out_images, encoder.view.size, bad_files=unreadable.bad_files)
         tracks = tracks_for_scores(images) if self.held_out_images.tracks is None else images.tracks
 
         def measure() -> dict[str, float]:

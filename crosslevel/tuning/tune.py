@@ -164,13 +164,13 @@ def _plan(
         "sampler": effort.sampler,
         "pruning": effort.pruning,
     }
-    bad = source.bad_files()
-    if len(bad):
-        say(console, bad.summary(len(source)))
+    bad_files = source.bad_files()
+    if len(bad_files):
+        say(console, bad_files.summary(len(source)))
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=effort.trials, sampler=effort.sampler, pruning=effort.pruning, seed=config["seed"], agreed=agreed,
-        as_given=as_given, finalists=finalists, images=len(source), bad=bad,
+        as_given=as_given, finalists=finalists, images=len(source), bad_files=bad_files,
         warmup=max(defaults.warmup_epochs(epochs).value if warmup is None else warmup, epochs / 3),
     )  # fmt: skip
 

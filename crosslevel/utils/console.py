@@ -4,8 +4,10 @@ control a terminal, and passwords in addresses are never printed.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
@@ -13,7 +15,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from crosslevel.utils.errors import printable
-from crosslevel.utils.processes import BROKEN_PIPE, is_first
+from crosslevel.utils.processes import CommandLine, is_first
 
 
 class Terminal(Console):
@@ -29,16 +31,16 @@ class Terminal(Console):
         super().__init__(**(defaults | options))
 
     def on_broken_pipe(self) -> None:
-        """End quietly, as other commands do, when nobody reads the output any more.
+        """Print nothing more when nobody reads the output any more; the work goes on, unless it is a command's.
 
         Raises:
-            SystemExit: in any case.
+            BrokenPipeError: in a command, which then ends quietly (`unread`).
 
         """
-        try:
-            super().on_broken_pipe()
-        except SystemExit as end:
-            raise SystemExit(BROKEN_PIPE) from end
+        self.quiet = True
+        if CommandLine.runs:
+            raise  # noqa: PLE0704
+        _drop_unwritten(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Clean the text before it is measured."""
@@ -48,6 +50,20 @@ class Terminal(Console):
         """Render without any control codes except the console's own."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text, lines=True))
+
+
+def _drop_unwritten(file: IO[str]) -> None:
+    """Empty the buffer of a file that nobody reads: the interpreter would complain of it at the end."""
+    with contextlib.suppress(OSError, ValueError):  # no file of the system
+        output, sink = file.fileno(), os.open(os.devnull, os.O_WRONLY)
+        saved = os.dup(output)
+        try:
+            os.dup2(sink, output)
+            file.flush()
+        finally:
+            os.dup2(saved, output)
+            os.close(saved)
+            os.close(sink)
 
 
 def printer(quiet: bool = False) -> Console:

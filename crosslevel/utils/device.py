@@ -64,7 +64,7 @@ def choose(device: Device = "auto", precision: Precision = "auto", machine: Mach
         raise UserError(f"device={device} is not available here: leave it at auto, or check your PyTorch installation")
     name, fast, because = _describe(device, machine)
     resolved = precision if precision != "auto" else "bf16" if fast else "fp32"
-    reason = because if precision == "auto" else "as asked"
+    reason = because if precision == "auto" else "as set"
     return Hardware(torch.device(device), resolved, f"{name}, {resolved} ({reason})")
 
 

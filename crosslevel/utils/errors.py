@@ -105,6 +105,11 @@ def near_hint(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
     return hint and f": {hint}"
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 image``, ``1,234 images``: a number and its noun."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def printable(text: str, lines: bool = False) -> str:
     r"""``text`` with control codes, line breaks and invalid characters written as ``\x1b``, ``\n``, ``\udcff``.
 

@@ -1,7 +1,7 @@
 """A lock on a folder for one writer: it names its holder, and is free as soon as that process ends.
 
-The lock is filelock's. Our own are the holder's name, and going on with a warning if a file system has no locks:
-filelock's own fallback, a file whose presence is the lock, would remain after its process is killed.
+The lock is filelock's. We add the holder's name, and continue with a warning where locks are missing: filelock's own
+fallback, a file whose presence is the lock, would remain after its process is killed.
 """
 
 from __future__ import annotations

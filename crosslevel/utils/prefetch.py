@@ -1,7 +1,7 @@
 """Prefetching by threads; results come in order.
 
-This is our own code, since `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results lie beyond
-the caller's.
+This is our own code, since `ThreadPoolExecutor.map` takes all keys at once; here at most ``depth`` results are computed
+ahead.
 """
 
 from __future__ import annotations

@@ -178,7 +178,8 @@ def _refuse_tasks(devices: int, nodes: int) -> None:
 class StopRequest:
     """While the block runs, a signal of `ENDING` is only recorded in ``number``; the caller ends at a suitable point.
 
-    A second Ctrl-C ends the process at once. Other signals may come several times, to the process and to its group.
+    A second Ctrl-C raises `Stopped` at once, a KeyboardInterrupt. Other signals may come several times, to the process
+    and to its group.
     Outside the main thread nothing is recorded, as Python handles signals only there.
     """
 
@@ -201,7 +202,7 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
-            sys.exit(128 + number)
+            raise Stopped(number)
         if not self.number:
             self.number = number
             self.notify(number)
@@ -279,14 +280,21 @@ def without_main() -> Iterator[None]:
         main.update(saved)
 
 
+class CommandLine:
+    """Whether the command line runs, and not a function that a program calls: the process is then its own to end."""
+
+    runs = False
+
+
 @contextmanager
 def unread() -> Iterator[None]:
-    """End quietly, with the shells' status for it, if nobody reads the output any more, as after ``| head``.
+    """End a command quietly, with the shells' status, if nobody reads the output any more, as after ``| head``.
 
     Raises:
         SystemExit: nobody reads it.
 
     """
+    before, CommandLine.runs = CommandLine.runs, True
     try:
         try:
             yield
@@ -299,6 +307,8 @@ def unread() -> Iterator[None]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         sys.exit(BROKEN_PIPE)
+    finally:
+        CommandLine.runs = before
 
 
 def output_is_broken() -> bool:

@@ -92,7 +92,7 @@ def load_saved(file: Path) -> Any:
     """
     damage = damage_of(file)
     if damage:
-        raise UserError(f"{file} is {damage}: delete it, and what it is the state of begins anew")
+        raise UserError(f"{file} is {damage}: delete it, and the work whose state it holds begins anew")
     return load_tensors(file)
 
 

@@ -121,33 +121,33 @@ def test_pixels_without_an_agreed_range_are_bad():
 
 
 def test_bad_files(tmp_path):
-    bad = BadFiles()
-    assert bad.summary(7) == "all 7 images could be read"
-    bad.add("b.jpg", "empty file")
-    bad.add("a.jpg", "truncated")
-    bad.add("b.jpg", "another reason")
-    bad.add("x\ny\tz\\.jpg", "not an image")
-    assert len(bad) == 3
-    assert "a.jpg" in bad
-    assert "c.jpg" not in bad
-    assert bad.summary(12406) == "skipped 3 of 12,406 images that could not be read"
+    bad_files = BadFiles()
+    assert bad_files.summary(7) == "all 7 images could be read"
+    bad_files.add("b.jpg", "empty file")
+    bad_files.add("a.jpg", "truncated")
+    bad_files.add("b.jpg", "another reason")
+    bad_files.add("x\ny\tz\\.jpg", "not an image")
+    assert len(bad_files) == 3
+    assert "a.jpg" in bad_files
+    assert "c.jpg" not in bad_files
+    assert bad_files.summary(12406) == "skipped 3 of 12,406 images that could not be read"
     file = tmp_path / "bad_files.txt"
-    bad.write(file)
+    bad_files.write(file)
     assert file.read_text() == "a.jpg\ttruncated\nb.jpg\tempty file\nx\\ny\\tz\\\\.jpg\tnot an image\n"
-    assert bad.summary(12406).endswith(f"that could not be read (listed in {file})")
+    assert bad_files.summary(12406).endswith(f"that could not be read (listed in {file})")
 
 
 def test_a_shard_counts_as_no_image(tmp_path):
-    bad = BadFiles()
-    bad.leave_out({"a.tar": "truncated"})
-    assert bad.summary(12406) == "1 file is damaged, with images missing"
-    bad.leave_out({"a.tar": "truncated", "b.tar": "truncated"})
-    bad.add("b.jpg", "empty file")
-    assert len(bad) == 3
+    bad_files = BadFiles()
+    bad_files.leave_out({"a.tar": "truncated"})
+    assert bad_files.summary(12406) == "1 file is damaged, with images missing"
+    bad_files.leave_out({"a.tar": "truncated", "b.tar": "truncated"})
+    bad_files.add("b.jpg", "empty file")
+    assert len(bad_files) == 3
     expected = "skipped 1 of 12,406 images that could not be read; 2 files are damaged, with images missing"
-    assert bad.summary(12406) == expected
-    bad.write(tmp_path / "bad_files.txt")
-    assert bad.summary(12406) == f"{expected} (listed in {tmp_path / 'bad_files.txt'})"
+    assert bad_files.summary(12406) == expected
+    bad_files.write(tmp_path / "bad_files.txt")
+    assert bad_files.summary(12406) == f"{expected} (listed in {tmp_path / 'bad_files.txt'})"
 
 
 NAMES = st.binary(max_size=20).map(os.fsdecode) | st.text(max_size=20) | st.text("\\\n\r\tnrt", max_size=8)
@@ -155,11 +155,11 @@ NAMES = st.binary(max_size=20).map(os.fsdecode) | st.text(max_size=20) | st.text
 
 @given(st.lists(NAMES, unique=True))
 def test_every_path_can_be_read_back(paths):
-    bad = BadFiles()
+    bad_files = BadFiles()
     for path in paths:
-        bad.add(path, "reason")
+        bad_files.add(path, "reason")
     with tempfile.TemporaryDirectory() as folder:
-        bad.write(Path(folder) / "bad_files.txt")
+        bad_files.write(Path(folder) / "bad_files.txt")
         lines = (Path(folder) / "bad_files.txt").read_bytes().decode("utf-8", "surrogateescape").split("\n")
     assert lines.pop() == ""
     plain = {"\\\\": "\\", "\\n": "\n", "\\r": "\r", "\\t": "\t"}

@@ -24,6 +24,7 @@ from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.data.sources.containers import copies
 from crosslevel.data.sources.labels import state_of
+from crosslevel.data.uri import parse
 from crosslevel.features.embed import embed
 from crosslevel.inspection.inspect import inspect
 from crosslevel.inspection.sketch import sketch
@@ -92,7 +93,7 @@ def test_an_inspection_of_a_sample_is_that_of_one_machine(tmp_path, monkeypatch,
 def test_sketches_of_several_machines_merge(tmp_path, monkeypatch):
     draw(tmp_path / "photos", range(30))
     source, sampled = open_images(str(tmp_path / "photos")), torch.arange(0, 30, 2)
-    elsewhere = Opened.of(str(tmp_path / "photos"), source=source, data_root=None, crops=None)
+    elsewhere = Opened.of(parse(tmp_path / "photos"), source=source, data_root=None, crops=None)
     with in_place(monkeypatch, FakeRay(Machine(CPU=1), Machine(CPU=1))):
         merged, records = sketch(source, sampled, BadFiles(), elsewhere=elsewhere, at_once=4)
     whole, alone = sketch(source, sampled, BadFiles(), 0)
@@ -246,7 +247,7 @@ def test_on_gpus_each_worker_decodes_with_its_share_of_the_cores(tmp_path, monke
     assert {(actor.asked["CPU"], actor.asked["GPU"]) for actor in ray.actors} == {(0, 1)}
     assert set(pools) == {("_EvalJob", 2), ("_Job", 2)}
     said = capsys.readouterr().out
-    assert "cuda: GPUs of the cluster, fp32 (as asked)" in said
+    assert "cuda: GPUs of the cluster, fp32 (as set)" in said
     assert "1 features added to" in said
     assert "19 were there" in said
 

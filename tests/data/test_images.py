@@ -233,6 +233,14 @@ def test_identity_changes_with_what_is_in_the_files_and_not_with_where_they_lie(
     assert missing.identity() == missing.identity()
 
 
+def test_an_identity_that_is_asked_for_once_is_that_of_the_first_call():
+    images = InMemoryImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), ["a", "b"])
+    first = images.identity_once()
+    assert first == images.identity()
+    images.data[0] = 1
+    assert images.identity_once() == first != images.identity()
+
+
 def test_identity_of_packed_images_is_their_content():
     data = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
     first = InMemoryImages(data, ["a", "b"]).identity()

@@ -190,8 +190,8 @@ def test_ctrl_c_says_how_to_go_on(photos, tmp_path, capsys):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_vanishes_during_the_epoch_is_named(photos, workers):
-    bad, source = BadFiles(), open_images(photos)
-    batches = TrainBatches(source, 4, seed=0, bad=bad, resize=16, workers=workers)
+    bad_files, source = BadFiles(), open_images(photos)
+    batches = TrainBatches(source, 4, seed=0, bad_files=bad_files, resize=16, workers=workers)
     gone = int(batches.order(0)[-1])
     read = 0
     for batch in batches:
@@ -203,8 +203,8 @@ def test_a_file_that_vanishes_during_the_epoch_is_named(photos, workers):
     assert read == 6
     batches.epoch = 1
     assert all(gone not in batch.index for batch in batches)
-    assert list(bad.reasons) == [source.paths[gone]]
-    assert bad.reasons[source.paths[gone]] == "cannot be opened: No such file or directory"
+    assert list(bad_files.reasons) == [source.paths[gone]]
+    assert bad_files.reasons[source.paths[gone]] == "cannot be opened: No such file or directory"
 
 
 @pytest.mark.parametrize(

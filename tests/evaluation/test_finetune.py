@@ -177,12 +177,12 @@ def test_another_training_is_not_continued(encoder, tmp_path):
 
 
 def test_files_that_cannot_be_read_are_named_and_do_not_stop_it(encoder, tmp_path):
-    source, bad = files(tmp_path / "photos", drawn(20, 0)), BadFiles()
+    source, bad_files = files(tmp_path / "photos", drawn(20, 0)), BadFiles()
     (tmp_path / "photos" / "0 red" / "000.png").write_bytes(b"")
     queries = files(tmp_path / "test", drawn(12, 5))
     (tmp_path / "test" / "3 olive" / "003.png").write_bytes(b"")
-    scores, labels = fine_tuned(encoder, source, 4, queries, SHORT, PLACE, bad)
-    assert bad.reasons == {"0 red/000.png": "empty file", "3 olive/003.png": "empty file"}
+    scores, labels = fine_tuned(encoder, source, 4, queries, SHORT, PLACE, bad_files)
+    assert bad_files.reasons == {"0 red/000.png": "empty file", "3 olive/003.png": "empty file"}
     assert scores.shape == (11, 4)
     assert labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3]
 

@@ -27,11 +27,11 @@ def draw(folder, count, seed):
     return folder
 
 
-def computed(encoder, source, home, name="trained", place=PLACE, bad=None, **sizes):
+def computed(encoder, source, home, name="trained", place=PLACE, bad_files=None, **sizes):
     """What a new process finds: nothing but the folder is shared between calls."""
     source = open_images(source) if not isinstance(source, Images) else source
-    bad = BadFiles() if bad is None else bad
-    return FeatureCache(home, place, bad, **sizes).features(name, encoder, source), bad
+    bad_files = BadFiles() if bad_files is None else bad_files
+    return FeatureCache(home, place, bad_files, **sizes).features(name, encoder, source), bad_files
 
 
 def by_hand(encoder, source):

@@ -26,12 +26,12 @@ def test_each_readable_image_has_its_own_feature_and_label(encoder, photos, tmp_
     expected = by_hand(encoder, photos)
     assert len(expected) == 11
     for home in (None, tmp_path / "run", tmp_path / "run"):
-        known, bad = computed(encoder, photos, home, **sizes)
+        known, bad_files = computed(encoder, photos, home, **sizes)
         features, labels = zip(*expected.values(), strict=True)
         torch.testing.assert_close(known.features, torch.stack(features), rtol=1e-4, atol=1e-5)
         assert known.labels.tolist() == list(labels)
         assert known.tracks is None
-        assert list(bad.reasons) == ["a/04.png"]
+        assert list(bad_files.reasons) == ["a/04.png"]
 
 
 def test_features_are_computed_once(encoder, photos, tmp_path, encoded):

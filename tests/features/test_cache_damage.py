@@ -40,14 +40,14 @@ def test_unreadable_files_are_named_after_a_kill_too(encoder, photos, tmp_path, 
 
 def test_a_bad_file_is_not_held_against_another_source_with_a_file_of_its_name(encoder, photos, tmp_path):
     """A run reads its training and its test images, and both have an a/00.png."""
-    other, bad = draw(tmp_path / "test", 12, 1), BadFiles()
+    other, bad_files = draw(tmp_path / "test", 12, 1), BadFiles()
     expected = broken(photos)
-    computed(encoder, photos, tmp_path / "run", bad=bad)
-    computed(encoder, other, tmp_path / "run", bad=bad)
-    assert bad.reasons == expected
-    known, bad = computed(encoder, other, tmp_path / "run")
+    computed(encoder, photos, tmp_path / "run", bad_files=bad_files)
+    computed(encoder, other, tmp_path / "run", bad_files=bad_files)
+    assert bad_files.reasons == expected
+    known, bad_files = computed(encoder, other, tmp_path / "run")
     assert len(known.labels) == 12
-    assert bad.reasons == {}
+    assert bad_files.reasons == {}
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -2,17 +2,26 @@
 
 import sys
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from embed_samples import draw, embedded, random_encoder, rows, same
 
 import crosslevel
 from crosslevel import Encoder
+from crosslevel.data.duplicates.scan import content_of
+from crosslevel.data.images import ImageView
+from crosslevel.data.open import open_images
 from crosslevel.data.pack import pack
 from crosslevel.features import embed
+from crosslevel.features.extract import Runtime, encoded, extract
+from crosslevel.features.part_files import PartFiles
 from crosslevel.inspection.inspect import inspect
 from crosslevel.models.encoder import View
+from crosslevel.models.named import open_encoder
 from crosslevel.training.train import train
+from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError
 
 
@@ -44,6 +53,42 @@ def test_a_folder_of_parts_has_the_rows_of_a_table_and_takes_what_is_new(trained
     assert sorted(set(paths)) == sorted(
         rows(tmp_path / "f.parquet").keys() | {f"{'b' if i % 3 else 'a ü'}/{i:03}.png" for i in range(37)}
     )
+
+
+def test_a_folders_checksums_are_of_the_images_and_no_labels(trained, tmp_path):
+    """Each image keeps its own label wherever it goes, and the checksum is of the image in its own size."""
+    photos = tmp_path / "photos"
+    draw(photos, range(5))
+    encoder, images = open_encoder(str(trained)), open_images(photos)
+    handed_on = []
+
+    class Watched(ImageView):
+        def __getitem__(self, i):
+            image = super().__getitem__(i)
+            handed_on.append(image[1])
+            return image
+
+    runtime = Runtime(choose("cpu", "fp32"), workers=0)
+    parts = PartFiles(tmp_path / "features", encoder.identity())
+    done = parts.write(encoder, Watched(images), 0, 5, parts.existing_keys(), runtime)
+    table = pq.read_table(tmp_path / "features")
+    assert (done.rows, done.bad, handed_on) == (5, {}, images.labels.tolist())
+    assert table["content"].to_pylist() == [content_of(images[i][0]) for i in range(5)]
+    assert table["label"].to_pylist() == images.labels.tolist()
+    np.testing.assert_array_equal(
+        np.array(table["feature"].to_pylist(), np.float32),
+        extract(encoder, images, workers=0, hardware=runtime.hardware).features.numpy(),
+    )
+
+
+def test_the_encoder_takes_columns_of_any_kind_beside_the_images(trained):
+    """What belongs to an image goes beside it and comes back as it was: no other column is borrowed for it."""
+    encoder, hardware = open_encoder(str(trained)), choose("cpu", "fp32")
+    images = torch.randint(256, (70, 3, encoder.view.size, encoder.view.size), dtype=torch.uint8)
+    numbers, names = torch.arange(70), torch.rand(70, 2)
+    features, *columns = map(torch.cat, zip(*encoded(encoder, [(images, numbers, names)], hardware), strict=True))
+    assert features.shape == (70, encoder.num_features)
+    assert all(torch.equal(a, b) for a, b in zip(columns, (numbers, names), strict=True))
 
 
 def test_a_folder_takes_no_features_of_another_encoder(trained, tmp_path, capsys):

@@ -68,6 +68,8 @@ def test_colours_are_made_of_what_has_none(model):
     [
         ([], "there are no images"),
         ([3], "image 0 is a int: give a path"),
+        (5, "this is no image, but of type int: give a path"),
+        (b"pixels", "this is no image, but of type bytes: give a path"),
         (np.zeros((4, 5, 6, 7)), r"has the shape \(5, 6, 7\)"),
         (torch.zeros(8, 8, 3), r"has the shape \(8, 8, 3\): give an array \(H, W, 3\)"),
         (
@@ -80,6 +82,12 @@ def test_colours_are_made_of_what_has_none(model):
 def test_what_is_no_image_is_named(model, images, what):
     with pytest.raises(UserError, match=what):
         model.transform(images)
+
+
+def test_a_folder_is_not_one_image(model, photos):
+    for images in (photos, [str(photos)]):
+        with pytest.raises(UserError, match=r"photos\d* is a folder: list its images"):
+            model.transform(images)
 
 
 def test_a_file_that_cannot_be_read_is_named(model, photos, tmp_path):

@@ -49,7 +49,7 @@ def photos(tmp_path_factory):
 def test_embed_writes_timms_own_features_in_float32(theirs, photos, tmp_path, capsys):
     main(["embed", NAME, str(photos), "-o", str(tmp_path / "t.parquet"), "--workers=0", "--device=cpu"])
     said = capsys.readouterr().out
-    assert "fp32 (as asked)" in said
+    assert "fp32 (as set)" in said
     assert "licence apache-2.0" in said
     table = pq.read_table(tmp_path / "t.parquet").to_pydict()
     pixels = [torch.from_numpy(np.array(Image.open(photos / path))).permute(2, 0, 1) for path in table["path"]]

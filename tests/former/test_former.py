@@ -58,7 +58,7 @@ def test_a_run_goes_on_where_it_was(left, capsys):
     assert [int(row["step"]) for row in after] == list(range(1, 22))
     assert [row["loss"] for row in after[:8]] == [row["loss"] for row in before]
     assert all(np.isfinite(float(row["loss"])) for row in after)
-    assert "go on with those of now" not in capsys.readouterr().out
+    assert "continues with the images as they are now" not in capsys.readouterr().out
 
 
 def test_averages_in_parts_go_on_under_their_former_name(tmp_path):

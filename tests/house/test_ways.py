@@ -18,8 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from embed_samples import random_encoder
 from torchvision.io import write_png
 
+import crosslevel
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.uri import Source
 from crosslevel.methods import MoCo
@@ -122,3 +124,43 @@ def test_a_number_visits_three_rooms(value, given, first):
     assert rooms(stays)[0] == first
     assert len(rooms(stays)) <= 3, stays
     assert not handed_up(stays)
+
+
+def parsed_by(call):
+    """The texts that are parsed as sources, in order."""
+    texts = []
+
+    def watch(frame, event, argument):
+        code = frame.f_code
+        if event == "call" and code.co_name == "parse" and code.co_filename == f"{PACKAGE}/data/uri.py":
+            texts.extend(text for text in (frame.f_locals["text"],) if not isinstance(text, Source))
+
+    sys.setprofile(watch)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return texts
+
+
+OPTIONS = {"device": "cpu", "workers": 0, "quiet": True}
+
+
+@pytest.mark.parametrize(
+    ("call", "sources"),
+    [
+        (lambda run: crosslevel.embed(run, TEXT, **OPTIONS), [TEXT]),
+        (lambda run: crosslevel.embed(run, TEXT, output="features.parquet", **OPTIONS), [TEXT]),
+        (lambda run: crosslevel.embed(run, TEXT, output="features", **OPTIONS), [TEXT]),
+        (lambda run: crosslevel.evaluate(run, "photos", TEXT, **OPTIONS), ["photos", TEXT]),
+        (lambda run: crosslevel.inspect(TEXT, **OPTIONS), [TEXT]),
+        (lambda run: crosslevel.inspect("photos", run=run, beside=TEXT, **OPTIONS), ["photos", TEXT]),
+        (lambda run: crosslevel.pack(TEXT, "packed", size=16, workers=0, quiet=True), [TEXT]),
+        (lambda run: crosslevel.subset(TEXT, "part.txt", quiet=True), [TEXT]),
+    ],
+    ids=["embed", "embed-file", "embed-folder", "evaluate", "inspect", "inspect-run", "pack", "subset"],
+)
+def test_a_verb_parses_each_source_once(tmp_path, call, sources):
+    """At its entrance: from there on only the object travels."""
+    run = str(random_encoder(tmp_path / "run"))
+    assert parsed_by(lambda: call(run)) == sources

@@ -163,7 +163,7 @@ def test_groups_that_run_into_one_another_are_not_to_be_trusted(photos, capsys):
 def test_a_sample_is_said_to_be_one(photos, capsys):
     told = run(inspect, [str(photos), "--sample=10", "--workers=0", "--device=cpu"])
     assert (told["count"], told["looked_at"]) == (33, 10)
-    assert "10 of them looked at" in capsys.readouterr().out
+    assert "10 of them read" in capsys.readouterr().out
 
 
 def test_a_full_scan_counts_all_images_and_compares_the_sample(photos, tmp_path, capsys):
@@ -180,7 +180,7 @@ def test_a_full_scan_counts_all_images_and_compares_the_sample(photos, tmp_path,
         rows = [(row["set"], row["path"]) for row in csv.DictReader(stream)]
     assert rows == [(str(i + 1), path) for i in range(3) for path in sorted((f"{i:02}.png", f"{i:02}-copy.bmp"))]
     said = capsys.readouterr().out
-    assert "all looked at, 10 of them compared" in " ".join(said.split())
+    assert "all read, 10 of them compared" in " ".join(said.split())
     assert "% of the compared images have" in headline(figures) or "No two compared images" in headline(figures)
     assert "exact_copies.csv" in said.replace("\n", "")
 

@@ -24,11 +24,11 @@ class Unlabelled(InMemoryImages):
 
 
 def figures_of(data, batch_size):
-    bad, source = BadFiles(), Unlabelled(data)
-    scanned = scan(source, bad, 0)
+    bad_files, source = BadFiles(), Unlabelled(data)
+    scanned = scan(source, bad_files, 0)
     common = structure(scanned)
     members = duplicate_sets(scanned, common.pairs, source.paths)
-    return summary("made", len(data), source, scanned, common, members, bad, batch_size, None)
+    return summary("made", len(data), source, scanned, common, members, bad_files, batch_size, None)
 
 
 def test_estimated_shares_of_duplicates_rank_the_true_ones_without_any_label():

@@ -78,6 +78,14 @@ def test_the_file_for_timm_starts_the_next_run(narrow, tmp_path):
     assert load_file(file).keys() == again.backbone.state_dict().keys()
 
 
+def test_the_line_for_a_changed_network_loads_it(narrow, tmp_path, capsys):
+    export(str(narrow), "timm", str(tmp_path / "weights.safetensors"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "timm alone builds no resnet18 with a stem for small images and a width of 0.125: load the file with" in said
+    call = re.search(r"crosslevel\.(Encoder\(.*?\))", said)[1]
+    assert torch.equal(features(eval(call, {"Encoder": Encoder})), features(load_encoder(narrow)))
+
+
 def moco_converter_name(key):
     """The names of github.com/facebookresearch/moco, detection/convert-pretrain-to-detectron2.py, as its rules read:
     the stem is marked, stages count from 2, norms belong to convolutions, projections are shortcuts."""

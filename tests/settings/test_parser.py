@@ -254,6 +254,15 @@ def test_ctrl_c_ends_in_one_line(capsys):
         (["train", "--help", "encodr"], "did you mean encoder?"),
         (["export", "run", "--format", "tflite"], "tflite: needs one of torchvision, timm, detectron2, onnx"),
         (["evaluate", "r", "i", "--linear.lrs=[1,x]"], "--linear.lrs [1,x]: needs a number"),
+        (["train", "photos", "--lr="], "--lr is empty: needs a number"),
+        (["train", "photos", "--method=moco", "--method.queue="], "--method.queue is empty: needs a whole number"),
+        (["train", "photos", "--device", "gpu"], "--device gpu: needs one of auto, cpu, cuda, mps: did you mean cuda?"),
+        (["train", "photos", "--config", "nope/x.yaml"], "--config nope/x.yaml: there is no such file\n"),
+        (["train", "photos", "--config", "/"], "--config /: this is a folder: give a YAML file"),
+        (["version"], "there is no command 'version': did you mean --version?"),
+        (["-v"], "there is no command '-v': did you mean --version?"),
+        (["complete"], "did you mean completion?"),
+        (["xyzzy"], "subset, completion, --version, --help"),
     ],
 )
 def test_errors_are_in_the_users_words(line, said, capsys):
@@ -263,6 +272,14 @@ def test_errors_are_in_the_users_words(line, said, capsys):
     assert (stop.value.code, shown.count("\n")) == (2, 1), shown
     assert said in shown
     assert "class '" not in shown
+
+
+def test_a_file_of_settings_that_there_is_not_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "photos", "--config", str(tmp_path / "nine.yaml")])
+    said = capsys.readouterr().err
+    assert f"--config {tmp_path}/nine.yaml: there is no such file: did you mean {tmp_path}/mine.yaml?" in said
 
 
 def test_a_verb_that_there_is_not_names_the_nearest(capsys):

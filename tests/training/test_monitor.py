@@ -52,7 +52,7 @@ class Alignment(SimCLR):
 
 
 def pretrained(folder, images, method, encoder, lr, cld=None):
-    batches = TrainBatches(images, 16, seed=0, bad=BadFiles())
+    batches = TrainBatches(images, 16, seed=0, bad_files=BadFiles())
     module = Pretrain(
         encoder, method, cld, Views(size=16), steps=6 * len(batches), warmup_steps=2, optimizer="sgd", lr=lr,
         weight_decay=0.0, seed=0,

@@ -2,15 +2,22 @@
 
 import io
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
+import torch
 import yaml
 from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from torchvision.io import write_png
 
 from crosslevel import report
+from crosslevel.cli import main
 from crosslevel.data.pack import origin_metadata
+from crosslevel.data.uri import parse
 from crosslevel.evaluation.push import card
 from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run
@@ -18,6 +25,7 @@ from crosslevel.settings import describe
 from crosslevel.training.loop.loggers import Boards
 from crosslevel.utils.console import Terminal, say
 from crosslevel.utils.errors import hidden
+from crosslevel.utils.processes import CommandLine, StopRequest
 
 HOSTILE = "a\x1b]0;owned\x07\x1b[2J\r\x9b31m\u202eb[/red]:smile:"
 
@@ -59,6 +67,60 @@ def test_a_file_name_that_is_no_unicode_can_be_printed():
     say(console, "photos/\udcff.png")
     console.print("photos/\udcff.png")
     assert console.file.getvalue() == "photos/\\udcff.png\n" * 2
+
+
+SCRIPT = """
+import sys, crosslevel
+listed = crosslevel.subset("photos")
+crosslevel.inspect("photos", workers=0)
+print("went on", listed, file=sys.stderr)
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        write_png(torch.randint(256, (3, 8, 8), dtype=torch.uint8), f"photos/{i}.png")
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}])
+def test_a_closed_output_does_not_end_the_program_that_calls(photos, environment):
+    """As ``python script.py | true`` closes it; the lines are dropped, and the script's own status stays."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT], stdout=writing, stderr=subprocess.PIPE, text=True, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "went on subset.txt\n"), ended.stderr
+
+
+@pytest.mark.parametrize("line", ["subset photos", "inspect photos --workers 0"])
+def test_a_closed_output_ends_a_command_quietly(photos, line, monkeypatch, capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with monkeypatch.context() as patch, os.fdopen(writing, "w") as out:
+        patch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as end:
+            main(line.split())
+    assert (end.value.code, capfd.readouterr().err) == (141, "")
+    assert not CommandLine.runs
+
+
+def test_a_second_interruption_is_an_exception():
+    """Of a function that a program calls; a command makes an exit of it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert stop.number == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt, match="stopped"):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +169,7 @@ def test_nothing_that_is_published_has_a_secret(tmp_path):
     assert board.settings.keys() == {"images", "data_root", *(f"encoder.{name}" for name in encoder), "views.scale"}
     page_of_hub = card(run, Encoder("resnet18", width=0.0625), "owner/name", "mit")
     assert page_of_hub.count("x-{0..9}.tar?X-Amz-Signature=***") == 7  # data, five settings, weights
-    assert "PW" not in f"{page} {board.settings} {page_of_hub} {origin_metadata(SIGNED, None, Unwatched)}"
+    assert "PW" not in f"{page} {board.settings} {page_of_hub} {origin_metadata(parse(SIGNED), None, Unwatched)}"
 
 
 class Board:

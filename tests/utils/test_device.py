@@ -33,7 +33,7 @@ def test_the_precision_that_was_asked_for_is_taken(precision):
     hardware = choose("auto", precision, Pretended())
     assert (hardware.device.type, hardware.precision) == ("cpu", precision)
     assert hardware.reason.startswith("cpu, ")
-    assert hardware.reason.endswith(f"{precision} (as asked)")
+    assert hardware.reason.endswith(f"{precision} (as set)")
 
 
 @pytest.mark.parametrize(

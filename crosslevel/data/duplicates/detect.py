@@ -66,7 +66,7 @@ def duplicate_pairs(pictures: Pictures, first: int | None = None, cells: Cells =
     """Copies, edited copies and near-duplicates, by pixels alone.
 
     Candidates are the nearest by their `outline`, mirrored too, and pictures with nearly the same perceptual hash. A
-    copy differs hardly in any pixel; a near-duplicate by little after a small shift; an edited copy has the edges and
+    copy has almost equal pixels. A near-duplicate has, once it is shifted slightly. An edited copy has the edges and
     colours of its original after brightness, contrast, colour, crop and mirror are taken out.
 
     Where many different images look alike, such as product shots of one kind, a small difference is no evidence. So a

@@ -39,7 +39,7 @@ class ScanResult(NamedTuple):
 
 def scan(
     images: Images,
-    bad: BadFiles,
+    bad_files: BadFiles,
     workers: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
     elsewhere: Opened | None = None,
@@ -55,13 +55,17 @@ def scan(
     total, count = len(images), 0
     pictures, shape = torch.empty(total, 3, SIDE, SIDE, dtype=torch.uint8), torch.empty(total, 2, dtype=torch.int64)
     content, numbers = torch.empty(total, dtype=torch.int64), torch.empty(total, dtype=torch.int64)
-    for batch, glances in records(images, glance, _AT_A_TIME, bad=bad, workers=workers, elsewhere=elsewhere):
+    for batch, glances in records(
+        images, glance, _AT_A_TIME, bad_files=bad_files, workers=workers, elsewhere=elsewhere
+    ):
         new = slice(count, count + len(batch))
         pictures[new], shape[new], content[new], numbers[new] = *glances, batch
         count = new.stop
         progress(int(batch[-1]) + 1)
     if count < 2:
-        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad.first}")
+        raise SourceError(
+            f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad_files.first}"
+        )
     return ScanResult(pictures[:count], shape[:count], content[:count], numbers[:count])
 
 

@@ -57,7 +57,7 @@ class TrainBatches:
     ``InMemoryImages`` images come as (B, 3, S, S) by one index operation. Others are decoded in ``workers``
     processes (0: one thread), brought to ``resize`` x ``resize`` pixels if given, and cut into views by
     ``crops``, whose generator is seeded by (``seed``, ``epoch``, image): (B, V, 3, s, s), the same for any
-    number of workers. An unreadable image goes to ``bad``; another one, drawn from (``seed``, ``epoch``, image),
+    number of workers. An unreadable image goes to ``bad_files``; another one, drawn from (``seed``, ``epoch``, image),
     is used instead, so that batches keep their size on all ranks.
 
     With ``partners`` every second view is drawn from another image of the track: a batch of images in memory has both
@@ -76,7 +76,7 @@ class TrainBatches:
         batch_size: int,
         *,
         seed: int,
-        bad: BadFiles,
+        bad_files: BadFiles,
         crops: Crops | None = None,
         workers: int = 0,
         rank: int = 0,
@@ -98,7 +98,7 @@ class TrainBatches:
         self._share = len(images) // world
         if not self._share:
             raise SourceError(f"{images.name}: {len(images)} images for {world} ranks: use fewer ranks")
-        self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
+        self.images, self.seed, self.bad_files, self.workers = images, seed, bad_files, workers
         self.batch_size, self.rank, self.world = min(batch_size, self._share), rank, world
         self.epoch, self.start, self.natural = 0, 0, order == "natural"
         self._job, self.partners = _TrainJob(images, seed, crops, resize), partners
@@ -116,11 +116,11 @@ class TrainBatches:
             return (_packed_batch(self.images, index, self._partners(epoch, index)) for index in batches)
         keys = [_TrainKey(epoch, index, self._partners(epoch, index)) for index in batches]
         if not self.workers:
-            return delivered(ahead(self._job.__getitem__, keys), self.bad)
+            return delivered(ahead(self._job.__getitem__, keys), self.bad_files)
         self._keys.keys = keys
         if self._pool is None:
             self._pool = Pool(self._job, self._keys, self.workers, persistent=True)
-        return delivered(self._pool, self.bad)
+        return delivered(self._pool, self.bad_files)
 
     def _partners(self, epoch: int, index: Tensor) -> Tensor | None:
         return None if self.partners is None else self.partners(epoch, index)
@@ -140,7 +140,7 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image once, in order, as (B, 3, ``size``, ``size``); unreadable ones go to ``bad``.
+    """Every image once, in order, as (B, 3, ``size``, ``size``); unreadable ones go to ``bad_files``.
 
     The shorter side is resized to ``size`` with antialiasing, then the centre is cut out; ``Batch.index``
     says which images a batch has. ``start`` is the first image, to continue a run. One thread decodes two
@@ -149,12 +149,13 @@ class EvalBatches:
     """
 
     def __init__(
-        self, images: Images, batch_size: int, size: int, *, bad: BadFiles, workers: int | None = 0, start: int = 0
-    ) -> None:
+        self, images: Images, batch_size: int, size: int, *,
+        bad_files: BadFiles, workers: int | None = 0, start: int = 0,
+    ) -> None:  # fmt: skip
         if batch_size < 1 or size < 1:
             raise UserError(f"batch_size={batch_size}, size={size}: at least 1 each")
         self.images, self.batch_size, self.size = images, batch_size, size
-        self.bad, self.workers, self.start = bad, workers, start
+        self.bad_files, self.workers, self.start = bad_files, workers, start
 
     def __len__(self) -> int:
         """Batches, if every image can be read (one without any readable image is left out)."""
@@ -169,8 +170,8 @@ class EvalBatches:
         job = _EvalJob(self.images, self.size)
         workers = worth_workers(job, len(self.images)) if self.workers is None else self.workers
         if not workers:
-            return delivered(ahead(job.__getitem__, keys), self.bad)
-        return delivered(Pool(job, keys, workers, persistent=False), self.bad)
+            return delivered(ahead(job.__getitem__, keys), self.bad_files)
+        return delivered(Pool(job, keys, workers, persistent=False), self.bad_files)
 
     def _packed(self, images: InMemoryImages, key: range) -> Batch:
         batch = _packed_batch(images, torch.arange(key.start, key.stop))
@@ -181,7 +182,7 @@ def pack(
     images: Images,
     size: int,
     *,
-    bad: BadFiles,
+    bad_files: BadFiles,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> InMemoryImages:
@@ -200,16 +201,16 @@ def pack(
         return images
     total = len(images)
     data = torch.empty((total, images.channels, size, size), dtype=torch.uint8)
-    indices: list[Tensor] = []
-    count = 0
-    for batch in EvalBatches(images, 256, size, workers=workers, bad=bad):
+    indices, count = list[Tensor](), 0
+    for batch in EvalBatches(images, 256, size, workers=workers, bad_files=bad_files):
         data[count : count + len(batch.index)] = batch.images
         count += len(batch.index)
         indices.append(batch.index)
         if progress:
             progress(int(batch.index[-1]) + 1, total)
     if count < 2:
-        raise SourceError(f"{images.name}: needs at least 2 images, only {count} of {total} can be read{bad.first}")
+        number = f"only {count} of {total} can be read{bad_files.first}"
+        raise SourceError(f"{images.name}: needs at least 2 images, {number}")
     if progress:
         progress(total, total)
     index = torch.cat(indices)
@@ -230,7 +231,7 @@ class Done(NamedTuple):
     """A worker's result; without a batch, ``failure`` ends the run if it is not empty."""
 
     batch: Batch | None
-    bad: list[tuple[str, str]]
+    errors: list[tuple[str, str]]
     failure: str = ""
 
 
@@ -240,19 +241,19 @@ class _EvalJob(Dataset[Done]):
     size: int
 
     def __getitem__(self, key: range) -> Done:
-        pictures, labels, index, bad = [], [], [], []
+        pictures, labels, index, errors = [], [], [], []
         for i in key:
             try:
                 picture, label = self.images[i]
             except BadImage as error:
-                bad.append((error.path, error.reason))
+                errors.append((error.path, error.reason))
                 continue
             pictures.append(fit(picture, self.size))
             labels.append(label)
             index.append(i)
         if not index:
-            return Done(None, bad)
-        return Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), bad)
+            return Done(None, errors)
+        return Done(Batch(_stacked(pictures), torch.tensor(labels), torch.tensor(index)), errors)
 
 
 class _TrainKey(NamedTuple):
@@ -272,44 +273,43 @@ class _TrainJob(Dataset[Done]):
 
     def __getitem__(self, key: _TrainKey) -> Done:
         epoch, requested, partners = key
-        pictures, labels, index = [], [], []
-        bad: list[tuple[str, str]] = []
+        pictures, labels, index, errors = [], [], [], list[tuple[str, str]]()
         for position, i in enumerate(requested.tolist()):
-            readable = self._readable(epoch, i, bad)
+            readable = self._readable(epoch, i, errors)
             if readable is None:
-                first = first_of(dict(bad))
-                return Done(None, bad, f"{self.images.name}: none of its {len(self.images)} images can be read{first}")
+                failure = f"none of its {len(self.images)} images can be read{first_of(dict(errors))}"
+                return Done(None, errors, f"{self.images.name}: {failure}")
             picture, label, j = readable
             picture = picture if self.resize is None else fit(picture, self.resize)
             # Crops stay as they lie in memory, (V, s, s, 3): the device turns them faster than a worker.
             cut = None if self.crops is None else self.crops(picture, generator(self.seed, epoch, i))
             if cut is not None and partners is not None and partners[position] != i == j:
-                self._exchange(cut, int(partners[position]), generator(self.seed, epoch, i), bad)
+                self._exchange(cut, int(partners[position]), generator(self.seed, epoch, i), errors)
             pictures.append(picture if cut is None else cut.movedim(1, -1))
             labels.append(label)
             index.append(j)
         if len({picture.shape for picture in pictures}) > 1:
-            return Done(None, bad, f"{self.images.name}: the images differ in size: give resize or crops")
+            return Done(None, errors, f"{self.images.name}: the images differ in size: give resize or crops")
         stacked = _stacked(pictures) if self.crops is None else _stacked(pictures).movedim(-1, 2)
-        return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), bad)
+        return Done(Batch(stacked, torch.tensor(labels), torch.tensor(index)), errors)
 
-    def _exchange(self, cut: Tensor, partner: int, rng: torch.Generator, bad: list[tuple[str, str]]) -> None:
+    def _exchange(self, cut: Tensor, partner: int, rng: torch.Generator, errors: list[tuple[str, str]]) -> None:
         """Replace every second crop by the partner's, with the same random numbers, if the partner is readable."""
         try:
             picture, _ = self.images[partner]
         except BadImage as error:
-            bad.append((error.path, error.reason))
+            errors.append((error.path, error.reason))
             return
         assert self.crops is not None
         cut[1::2] = self.crops(picture if self.resize is None else fit(picture, self.resize), rng)[1::2]
 
-    def _readable(self, epoch: int, i: int, bad: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
+    def _readable(self, epoch: int, i: int, errors: list[tuple[str, str]]) -> tuple[Tensor, int, int] | None:
         """Image i with its label and number, or a substitute if it is unreadable; None if no image can be read."""
         for j in chain((i,), self._substitutes(epoch, i)):
             try:
                 return *self.images[j], j
             except BadImage as error:
-                bad.append((error.path, error.reason))
+                errors.append((error.path, error.reason))
         return None
 
     def _substitutes(self, epoch: int, i: int) -> Iterator[int]:
@@ -339,11 +339,11 @@ def _packed_batch(images: InMemoryImages, index: Tensor, partners: Tensor | None
     return Batch(images.batch(index), labels, index, None if partners is None else images.batch(partners))
 
 
-def delivered(results: Iterable[Done], bad: BadFiles) -> Iterator[Batch]:
+def delivered(results: Iterable[Done], bad_files: BadFiles) -> Iterator[Batch]:
     """Yield the batches, and record the images that could not be read."""
     for done in results:
-        for path, reason in done.bad:
-            bad.add(path, reason)
+        for path, reason in done.errors:
+            bad_files.add(path, reason)
         if done.failure:
             raise SourceError(done.failure)
         if done.batch is not None:

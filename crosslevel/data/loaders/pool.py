@@ -1,4 +1,8 @@
-"""Processes that decode images: a crash loses the image that caused it, and not the run."""
+"""Processes that decode images: a crash loses the image that caused it, and not the run.
+
+Ours, around PyTorch's `DataLoader`, which raises an error when one of its processes dies: here the others' work goes on
+without the image.
+"""
 
 from __future__ import annotations
 

@@ -38,20 +38,20 @@ def records(
     find: Callable[[UInt8[Tensor, "3 H W"]], Record],
     batch_size: int,
     *,
-    bad: BadFiles,
+    bad_files: BadFiles,
     workers: int | None = None,
     elsewhere: Opened | None = None,
 ) -> Iterator[Records[Record]]:
     """Apply ``find`` to each image, in order; it returns a named tuple of tensors, of the same shapes for all images.
 
-    No label is read. Images that cannot be read go to ``bad``, and have no record. ``workers`` is as in `EvalBatches`.
-    ``elsewhere`` are the same images for the machines of a cluster, which then do the work.
+    No label is read. Images that cannot be read go to ``bad_files``, and have no record. ``workers`` is as in
+    `EvalBatches`. ``elsewhere`` are the same images for the machines of a cluster, which then do the work.
     """
     total = len(images)
     keys = [range(first, min(first + batch_size, total)) for first in range(0, total, batch_size)]
     for part in mapped(images, partial(_Job, find=find), keys, workers, elsewhere):
-        for path, reason in part.bad:
-            bad.add(path, reason)
+        for path, reason in part.errors:
+            bad_files.add(path, reason)
         if part.records is not None:
             yield part.records
 
@@ -75,7 +75,7 @@ class _Part(NamedTuple):
     """A worker's result."""
 
     records: Records[Any] | None
-    bad: list[tuple[str, str]]
+    errors: list[tuple[str, str]]
 
 
 @dataclass
@@ -84,16 +84,16 @@ class _Job(Dataset[_Part]):
     find: Callable[[Tensor], Any]
 
     def __getitem__(self, key: range) -> _Part:
-        rows, numbers, bad = [], [], []
+        rows, numbers, errors = [], [], []
         for i in key:
             try:
                 image = self.images[i][0]
             except BadImage as error:
-                bad.append((error.path, error.reason))
+                errors.append((error.path, error.reason))
                 continue
             rows.append(self.find(image))
             numbers.append(i)
         if not rows:
-            return _Part(None, bad)
+            return _Part(None, errors)
         columns = type(rows[0])(*map(torch.stack, zip(*rows, strict=True)))
-        return _Part(Records(torch.tensor(numbers), columns), bad)
+        return _Part(Records(torch.tensor(numbers), columns), errors)

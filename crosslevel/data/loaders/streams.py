@@ -52,8 +52,8 @@ class StreamBatches:
     decode and cut views by ``crops``, whose generator is seeded by (``seed``, ``epoch``, number): (B, V, 3, s, s).
     ``Batch.index`` is that number: it counts the images of the epoch, and does not identify an image of the source.
 
-    An unreadable image goes to ``bad``, as "shard.tar/member"; a later one of its lane is used instead. A shard
-    that is truncated, or cannot be read after several attempts, goes to ``bad`` too; its remaining images are missing.
+    An unreadable image goes to ``bad_files``, as "shard.tar/member"; a later one of its lane is used instead. A shard
+    that is truncated, or cannot be read after several attempts, goes there too; its remaining images are missing.
     ``start`` is the first batch to deliver, as in `TrainBatches`: images before it are read, but not decoded.
 
     Raises:
@@ -69,7 +69,7 @@ class StreamBatches:
         epoch_size: int,
         *,
         seed: int,
-        bad: BadFiles,
+        bad_files: BadFiles,
         crops: Crops,
         workers: int = 0,
         rank: int = 0,
@@ -83,7 +83,7 @@ class StreamBatches:
             raise UserError(f"batch_size={batch_size}, buffer={buffer}, rows={rows}: at least 1 each")
         if epoch_size < world:
             raise UserError(f"epoch_size={epoch_size}: at least one image for each of {world} ranks")
-        self.images, self.seed, self.bad, self.workers = images, seed, bad, workers
+        self.images, self.seed, self.bad_files, self.workers = images, seed, bad_files, workers
         self._share = epoch_size // world
         self.batch_size = min(batch_size, self._share)
         self._global_batch = self.batch_size * world
@@ -113,7 +113,7 @@ class StreamBatches:
         more = map(self._job.__getitem__, islice(keys, _PATIENCE))
         count = 0
         try:
-            for batch in islice(delivered(chain(self._decoded(upcoming), more), self.bad), remaining):
+            for batch in islice(delivered(chain(self._decoded(upcoming), more), self.bad_files), remaining):
                 yield batch
                 count += 1
         finally:
@@ -201,7 +201,7 @@ class _Key(NamedTuple):
 
     epoch: int
     lanes: list[tuple[list[Sample], list[Sample]]]
-    bad: list[tuple[str, str]]
+    errors: list[tuple[str, str]]
     failure: str = ""
 
 
@@ -213,22 +213,22 @@ class _StreamJob(Dataset[Done]):
     reading: Reading = USUAL
 
     def __getitem__(self, key: _Key) -> Done:
-        bad = list(key.bad)
+        errors = list(key.errors)
         if key.failure:
-            return Done(None, bad, key.failure)
+            return Done(None, errors, key.failure)
         views: dict[int, Tensor] = {}
         used: dict[int, Sample] = {}
         for images, spare in key.lanes:
             used_spares: set[int] = set()
             for image in images:
                 for candidate in chain((image,), substitutes(image.number, spare, used_spares)):
-                    picture = self._decoded(candidate, bad)
+                    picture = self._decoded(candidate, errors)
                     if picture is not None:
                         views[image.number] = self._crop(picture, key.epoch, image.number)
                         used[image.number] = candidate
                         break
         if not used:
-            return Done(None, bad)
+            return Done(None, errors)
         readable = itertools.cycle(list(used.values()))
         numbers = [image.number for images, _ in key.lanes for image in images]
         for number in numbers:
@@ -237,16 +237,16 @@ class _StreamJob(Dataset[Done]):
                 picture = decode(bytearray(repeated.data), repeated.path, reading=self.reading)
                 views[number] = self._crop(picture, key.epoch, number)
         index = torch.tensor([used[number].number for number in numbers])
-        return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), bad)
+        return Done(Batch(torch.stack([views[n] for n in numbers]), torch.full_like(index, -1), index), errors)
 
     def _crop(self, picture: UInt8[Tensor, "3 H W"], epoch: int, number: int) -> UInt8[Tensor, "V 3 s s"]:
         return self.crops(picture, generator(self.seed, epoch, number))
 
-    def _decoded(self, image: Sample, bad: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
+    def _decoded(self, image: Sample, errors: list[tuple[str, str]]) -> UInt8[Tensor, "3 H W"] | None:
         try:
             return decode(bytearray(image.data), image.path, reading=self.reading)
         except BadImage as error:
-            bad.append((error.path, error.reason))
+            errors.append((error.path, error.reason))
             return None
 
 

@@ -233,7 +233,7 @@ class Decoded(NamedTuple):
     columns: Int64[Tensor, " N"]
     numbers: Int64[Tensor, " N"]
     requested: int
-    bad: list[tuple[str, str]]
+    errors: list[tuple[str, str]]
 
 
 def decoded(
@@ -274,19 +274,19 @@ class _PackJob(Dataset[Decoded]):
     size: int
 
     def __getitem__(self, key: range) -> Decoded:
-        pictures, numbers, bad = [], [], []
+        pictures, numbers, errors = [], [], []
         for i in key:
             try:
                 pictures.append(shrunk(self.images[i][0], self.size))
                 numbers.append(i)
             except BadImage as error:
-                bad.append((error.path, error.reason))
+                errors.append((error.path, error.reason))
         sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64).view(-1, 2)
         flat = [picture.permute(1, 2, 0).reshape(-1) for picture in pictures]
         checks = torch.tensor([zlib.crc32(pixels.numpy().data) for pixels in flat], dtype=torch.int64)
         pixels = torch.cat(flat) if flat else torch.empty(0, dtype=torch.uint8)
         return Decoded(
-            pixels, checks, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), bad
+            pixels, checks, sizes[:, 0], sizes[:, 1], torch.tensor(numbers, dtype=torch.int64), len(key), errors
         )
 
 

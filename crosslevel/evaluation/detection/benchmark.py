@@ -83,7 +83,7 @@ def detection(
     workers: int = 4,
     folder: Path | None = None,
     checkpoint_minutes: float = 10,
-    bad: BadFiles | None = None,
+    bad_files: BadFiles | None = None,
     console: Console | None = None,
     trained: Callable[..., FasterRCNN] | None = None,
 ) -> dict[str, dict[str, float]]:
@@ -102,7 +102,7 @@ def detection(
         workers: threads that decode.
         folder: stores finished figures, which an equal call reads again, and a checkpoint to continue from.
         checkpoint_minutes: the most minutes between checkpoints.
-        bad: collects images that cannot be read: others take their place in training, the test leaves them out.
+        bad_files: collects images that cannot be read: others take their place in training, the test leaves them out.
         console: where progress is shown.
         trained: a function that returns the fine-tuned detector of an encoder, with the arguments of `fine_tuned`,
             which is the default.
@@ -117,7 +117,7 @@ def detection(
     if not all(map(importlib.util.find_spec, ("pycocotools", "torchmetrics"))):
         raise MissingExtra("detection needs pycocotools and torchmetrics to count: pip install 'crosslevel[detection]'")
     settings = _checked(settings or published(train))
-    hardware, unread = hardware or choose(), bad if bad is not None else BadFiles()
+    hardware, unread = hardware or choose(), bad_files if bad_files is not None else BadFiles()
     train_set, test_set = train.with_examples(), test.numbered_as(train)
     if not test_set.names():
         raise SourceError(f"{test.name}: not one object that is not ignored in its {len(test)} images: nothing to find")
@@ -216,7 +216,7 @@ def _checked(settings: Settings) -> Settings:
 
 @torch.no_grad()
 def _predictions(
-    model: FasterRCNN, test: Annotated, device: torch.device, bad: BadFiles
+    model: FasterRCNN, test: Annotated, device: torch.device, bad_files: BadFiles
 ) -> tuple[list[dict[str, Tensor]], list[Objects]]:
     """Predictions and objects of each readable test image, one at a time, so that none is padded."""
     predictions, truth = [], []
@@ -224,7 +224,7 @@ def _predictions(
         try:
             pixels, objects = test[i]
         except BadImage as error:
-            bad.add(error.path, error.reason)
+            bad_files.add(error.path, error.reason)
             continue
         (output,) = model([pixels.to(device).float() / 255])
         output["labels"] -= 1

@@ -56,8 +56,9 @@ class Schedule(NamedTuple):
 class TrainingData:
     """Batches of the training set in random order, decoded ahead by threads; iteration n always has the same."""
 
-    def __init__(self, images: Annotated, batch_size: int, seed: int, workers: int, bad: BadFiles) -> None:
-        self.images, self.batch_size, self.seed, self.workers, self.bad = images, batch_size, seed, workers, bad
+    def __init__(self, images: Annotated, batch_size: int, seed: int, workers: int, bad_files: BadFiles) -> None:
+        self.images, self.batch_size, self.seed = images, batch_size, seed
+        self.workers, self.bad_files = workers, bad_files
 
     def batches(self, start: int, stop: int) -> Iterator[list[_Sample]]:
         """The batches of iterations ``start`` to ``stop``."""
@@ -86,7 +87,7 @@ class TrainingData:
                 image, objects = self.images[(i + k) % len(self.images)]
                 return image, objects.usable
             except BadImage as error:
-                self.bad.add(error.path, error.reason)
+                self.bad_files.add(error.path, error.reason)
         raise SourceError(f"{self.images.name}: none of its {len(self.images)} images can be read")
 
 

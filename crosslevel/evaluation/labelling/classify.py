@@ -17,6 +17,7 @@ from torch import Tensor
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
+from crosslevel.data.uri import parse
 from crosslevel.evaluation.labelling.calibration import Limits, calibration_error, limits, temperature
 from crosslevel.evaluation.labelling.tracks import Tracks, hold_out, tracks_of
 from crosslevel.evaluation.linear import Linear
@@ -116,6 +117,11 @@ def classify(
 
     Returns:
         the labels, and how reliable they are.
+
+    Examples:
+        >>> predictions = crosslevel.classify("runs/photos", "labelled/train", "photos/")
+        >>> sure = predictions.probability > 0.9
+
     """
     if not 0 <= reject < 1:
         raise UserError(f"reject={reject}: a share of at least 0 and below 1")
@@ -126,10 +132,10 @@ def classify(
     console, encoder = printer(quiet), open_encoder(run)
     say(console, encoder.loaded)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    labelled_images = open_for(encoder, labelled, data_root, crops)
+    labelled_images = open_for(encoder, parse(labelled), data_root, crops)
     if labelled_images.labels is None:
         raise UserError(f"{labelled} has no labels: put the images of each class into a folder of its own")
-    unlabelled_images = open_for(encoder, images, data_root, crops)
+    unlabelled_images = open_for(encoder, parse(images), data_root, crops)
     learnt, names = _features(encoder, labelled_images, runtime, console), _names(labelled_images)
     with progress_bar(console) as bar:
         bar.add_task("comparing labelled images", total=None)
@@ -157,12 +163,13 @@ def _names(images: Images) -> list[str]:
 
 
 def _features(encoder: Encoder, images: Images, runtime: Runtime, console: Console) -> Features:
-    bad = BadFiles()
+    bad_files = BadFiles()
     extracted = extract(
-        encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware, bad=bad
-    )
-    if len(bad):
-        say(console, bad.summary(len(images)))
+        encoder, images, batch_size=runtime.batch_size, workers=runtime.workers, hardware=runtime.hardware,
+        bad_files=bad_files,
+    )  # fmt: skip
+    if len(bad_files):
+        say(console, bad_files.summary(len(images)))
     return extracted
 
 

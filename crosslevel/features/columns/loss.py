@@ -80,7 +80,7 @@ class Objective(NamedTuple):
 
     @property
     def compared(self) -> str:
-        """What of an image is compared."""
+        """Which features of an image are compared."""
         return "the instance branch's features" if self.head is not None else "shared features"
 
     def __str__(self) -> str:

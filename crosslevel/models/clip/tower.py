@@ -1,4 +1,7 @@
-"""The text tower of a CLIP (Radford et al. 2021): it maps a text into the space of image features."""
+"""The text tower of a CLIP (Radford et al. 2021): it maps a text into the space of image features.
+
+Ours, since timm builds the image towers of CLIPs, and not their text towers.
+"""
 
 from __future__ import annotations
 

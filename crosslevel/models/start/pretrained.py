@@ -157,7 +157,7 @@ def checked(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
         items = value if isinstance(value, list | tuple) else [value]
         plain = all(item is None or isinstance(item, str | int | float | list | tuple) for item in items)
         if name not in ARGUMENTS or not plain:
-            raise UserError(f"encoder.arguments: {name}={value!r} is not what a network is built by here")
+            raise UserError(f"encoder.arguments: {name}={value!r} is no argument that a network can be built with here")
     return copied
 
 

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file for each published row, with the figure that it is meant to reach."""
+"""Recipes: one YAML file for each method and data set, with the published figure to reach where one is recorded."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def find(name: str) -> Recipe:
 
 
 def recipes(show: str | None = None) -> None:
-    """List the recipes, each with the published figure that it is meant to reach where one is recorded, or print one.
+    """List the recipes, each with the published figure to reach where one is recorded, or print one.
 
     Args:
         show: name of a recipe to print, in place of the list.

@@ -93,7 +93,7 @@ def _save(state: dict[str, Any], file: BinaryIO, name: Path) -> None:
     save_to(file, state, name)
     damage = damage_of(file)
     if damage:
-        raise MachineError(f"{name}: what was written is not what is read back ({damage}): check the disk")
+        raise MachineError(f"{name}: it reads back differently from what was written ({damage}): check the disk")
 
 
 def write_parts(run: Run, step: int, tensors: dict[str, Tensor], draw: Callable[[str], str], process: int) -> str:

@@ -92,7 +92,7 @@ class Boards:
             except Exception as error:  # a lost server must not end the training
                 self.loggers.remove(logger)
                 reason = " ".join(str(error).split()) or type(error).__name__
-                warnings.warn(f"{type(logger).__name__} is told nothing from here on: {reason}", stacklevel=2)
+                warnings.warn(f"{type(logger).__name__} gets no figures from here on: {reason}", stacklevel=2)
 
 
 def _started(name: str, run: Run, run_id: str | None) -> Any:

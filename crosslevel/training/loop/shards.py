@@ -104,7 +104,7 @@ def write(folder: Path, tensors: dict[str, Tensor], process: int) -> None:
         raise MachineError(f"{folder} cannot be written: {_cause(error)}") from error
     damage = Shards(folder).damage(process)
     if damage:
-        raise MachineError(f"{folder}: what was written is not what is read back ({damage}): check the disk")
+        raise MachineError(f"{folder}: it reads back differently from what was written ({damage}): check the disk")
     sync_folder(folder)
 
 

@@ -132,9 +132,9 @@ def folder(tmp_path):
 def test_a_source_names_or_keeps_them(folder, workers, capfd):
     for source, kept in ((f"{folder}", 3), (f"{folder},damaged=keep", 4), (f"{folder},damaged=keep@repeat=1", 4)):
         images = open_images(source)
-        bad = images.bad_files()
-        assert sum(len(b.index) for b in EvalBatches(images, 4, 32, bad=bad, workers=workers)) == kept
-        assert list(bad.reasons) == (["3.jpg"] if kept == 3 else [])
+        bad_files = images.bad_files()
+        assert sum(len(b.index) for b in EvalBatches(images, 4, 32, bad_files=bad_files, workers=workers)) == kept
+        assert list(bad_files.reasons) == (["3.jpg"] if kept == 3 else [])
     lines = [line for line in capfd.readouterr().err.splitlines() if "JPEG" in line]  # of the processes that decode
     assert all("3.jpg: damaged, and kept: " in line for line in lines)
     assert open_images(f"{folder}").identity() != open_images(f"{folder},damaged=keep").identity()

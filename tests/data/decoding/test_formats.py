@@ -131,8 +131,8 @@ def test_all_frames_and_pages_are_a_track_where_that_is_wanted(tmp_path, ending)
     assert images.tracks.tolist() == [0, 0, 0, 0, 1]
     assert [round(float(image.float().mean()) / 40 - 0.5) for image, _ in images] == [0, 1, 2, 3, 0]
     assert len(open_images(f"{tmp_path},pages=all@frames=2")) == 3
-    bad = images.bad_files()
-    assert sum(len(b.index) for b in EvalBatches(images, 2, 6, bad=bad, workers=0)) == 5
+    bad_files = images.bad_files()
+    assert sum(len(b.index) for b in EvalBatches(images, 2, 6, bad_files=bad_files, workers=0)) == 5
     assert images.identity() != open_images(tmp_path).identity()
 
 

@@ -48,7 +48,7 @@ def crops(image, generator):
 
 
 def batches(stream, size, epoch_size, **how):
-    return StreamBatches(stream, size, epoch_size, **{"seed": 0, "bad": BadFiles(), "crops": crops, **how})
+    return StreamBatches(stream, size, epoch_size, **{"seed": 0, "bad_files": BadFiles(), "crops": crops, **how})
 
 
 def numbers(batch):

@@ -49,11 +49,11 @@ def test_an_epoch_is_a_permutation_shared_by_the_ranks(count, size, world, epoch
     images = in_memory(count)
     if count < world:
         with pytest.raises(SourceError, match="use fewer ranks"):
-            TrainBatches(images, size, seed=seed, bad=BadFiles(), world=world)
+            TrainBatches(images, size, seed=seed, bad_files=BadFiles(), world=world)
         return
     seen, orders = [], []
     for rank in range(world):
-        batches = TrainBatches(images, size, seed=seed, bad=BadFiles(), rank=rank, world=world)
+        batches = TrainBatches(images, size, seed=seed, bad_files=BadFiles(), rank=rank, world=world)
         batches.epoch = epoch
         got = run(batches)
         share = count // world
@@ -72,13 +72,13 @@ def test_an_epoch_is_a_permutation_shared_by_the_ranks(count, size, world, epoch
 
 def test_epochs_and_seeds_differ_and_repeat():
     def order(seed, epoch):
-        return tuple(TrainBatches(in_memory(50), 10, seed=seed, bad=BadFiles()).order(epoch).tolist())
+        return tuple(TrainBatches(in_memory(50), 10, seed=seed, bad_files=BadFiles()).order(epoch).tolist())
 
     orders = {(seed, epoch): order(seed, epoch) for seed in range(4) for epoch in range(4)}
     assert len(set(orders.values())) == 16
     assert all(order(*key) == value for key, value in orders.items())
     # Over many epochs each image comes first about equally often: 2,000 draws of 50, standard deviation 6.
-    batches = TrainBatches(in_memory(50), 10, seed=0, bad=BadFiles())
+    batches = TrainBatches(in_memory(50), 10, seed=0, bad_files=BadFiles())
     first = torch.stack([batches.order(epoch)[0] for epoch in range(2000)]).bincount(minlength=50)
     assert first.min() > 15
     assert first.max() < 70
@@ -87,12 +87,12 @@ def test_epochs_and_seeds_differ_and_repeat():
 def test_any_number_of_workers_gives_the_same_batches():
     results = []
     for workers in (0, 1, 2):
-        batches = TrainBatches(Numbered(40, bad=(3, 8)), 7, seed=1, bad=BadFiles(), crops=views, workers=workers)
+        batches = TrainBatches(Numbered(40, bad=(3, 8)), 7, seed=1, bad_files=BadFiles(), crops=views, workers=workers)
         epochs = []
         for epoch in (0, 1, 5):
             batches.epoch = epoch
             epochs += run(batches)
-        assert sorted(batches.bad.reasons) == ["n/3", "n/8"]
+        assert sorted(batches.bad_files.reasons) == ["n/3", "n/8"]
         results.append(epochs)
     assert results[0][0].images.shape == (7, 2, 3, 4, 5)
     assert len({tuple(batch.index.tolist()) for batch in results[0]}) == 15
@@ -104,10 +104,10 @@ def test_any_number_of_workers_gives_the_same_batches():
 @pytest.mark.parametrize("start", [0, 1, 3, 4])
 def test_a_resumed_epoch_equals_the_rest_of_the_whole_one(start, workers):
     images = Numbered(30, bad=(2, 17))
-    batches = TrainBatches(images, 7, seed=3, bad=BadFiles(), crops=views, workers=workers)
+    batches = TrainBatches(images, 7, seed=3, bad_files=BadFiles(), crops=views, workers=workers)
     batches.epoch = 6
     whole = run(batches)
-    resumed = TrainBatches(images, 7, seed=3, bad=BadFiles(), crops=views, workers=workers)
+    resumed = TrainBatches(images, 7, seed=3, bad_files=BadFiles(), crops=views, workers=workers)
     resumed.epoch, resumed.start = 6, start
     images.decoded.clear()
     rest = iter(resumed)
@@ -119,7 +119,7 @@ def test_a_resumed_epoch_equals_the_rest_of_the_whole_one(start, workers):
 
 
 def test_leaving_an_epoch_early_does_not_disturb_the_next():
-    batches = TrainBatches(Numbered(60), 5, seed=0, bad=BadFiles(), crops=views, workers=2)
+    batches = TrainBatches(Numbered(60), 5, seed=0, bad_files=BadFiles(), crops=views, workers=2)
     want = run(batches)
     for _ in range(3):
         for batch in batches:
@@ -130,7 +130,7 @@ def test_leaving_an_epoch_early_does_not_disturb_the_next():
 
 def test_crops_depend_on_seed_epoch_and_image_only():
     def crops(seed, epoch, size):
-        batches = TrainBatches(Numbered(12), size, seed=seed, bad=BadFiles(), crops=views)
+        batches = TrainBatches(Numbered(12), size, seed=seed, bad_files=BadFiles(), crops=views)
         batches.epoch = epoch
         return {int(i): image for batch in run(batches) for i, image in zip(batch.index, batch.images, strict=True)}
 
@@ -143,8 +143,8 @@ def test_crops_depend_on_seed_epoch_and_image_only():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_bad_file_is_replaced_and_recorded(photos, workers):
-    bad = BadFiles()
-    batches = TrainBatches(photos, 4, seed=0, bad=bad, resize=16, workers=workers)
+    bad_files = BadFiles()
+    batches = TrainBatches(photos, 4, seed=0, bad_files=bad_files, resize=16, workers=workers)
     for epoch in range(3):
         batches.epoch = epoch
         got = run(batches)
@@ -159,12 +159,12 @@ def test_a_bad_file_is_replaced_and_recorded(photos, workers):
             assert j == want or is_bad(photos, want)
             assert torch.equal(image, fit(photos[int(j)][0], 16))
             assert label == photos.labels[j]
-    assert set(bad.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
-    assert set(bad.reasons.values()) == {"empty file", "not an image, or the beginning of one is damaged"}
+    assert set(bad_files.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
+    assert set(bad_files.reasons.values()) == {"empty file", "not an image, or the beginning of one is damaged"}
 
 
 def test_replacements_vary():
-    batches = TrainBatches(Numbered(100, bad=[7]), 100, seed=0, bad=BadFiles(), resize=4)
+    batches = TrainBatches(Numbered(100, bad=[7]), 100, seed=0, bad_files=BadFiles(), resize=4)
     replacements = set()
     for epoch in range(20):
         batches.epoch = epoch
@@ -176,7 +176,7 @@ def test_replacements_vary():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_last_readable_image_is_found(workers):
     images = Numbered(300, bad=set(range(300)) - {211})
-    batches = TrainBatches(images, 20, seed=0, bad=BadFiles(), workers=workers)
+    batches = TrainBatches(images, 20, seed=0, bad_files=BadFiles(), workers=workers)
     batch = next(iter(batches))
     assert batch.index.tolist() == [211] * 20
     assert (batch.labels == 2110).all()
@@ -184,16 +184,16 @@ def test_the_last_readable_image_is_found(workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_readable_ends_the_run(workers):
-    bad = BadFiles()
+    bad_files = BadFiles()
     with pytest.raises(SourceError, match=r"^numbered: none of its 9 images can be read"):
-        run(TrainBatches(Numbered(9, bad=range(9)), 4, seed=0, bad=bad, workers=workers))
-    assert len(bad) == 9
+        run(TrainBatches(Numbered(9, bad=range(9)), 4, seed=0, bad_files=bad_files, workers=workers))
+    assert len(bad_files) == 9
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_several_sizes_need_crops(photos, workers):
     with pytest.raises(SourceError, match="differ in size: give resize or crops"):
-        run(TrainBatches(photos, 4, seed=0, bad=BadFiles(), workers=workers))
+        run(TrainBatches(photos, 4, seed=0, bad_files=BadFiles(), workers=workers))
 
 
 def test_wrong_arguments():
@@ -205,13 +205,13 @@ def test_wrong_arguments():
         ({"resize": 8}, "for streamed images"),
     ):
         with pytest.raises(ValueError, match=says):
-            TrainBatches(images, **{"batch_size": 4, "seed": 0, "bad": BadFiles(), **wrong})
+            TrainBatches(images, **{"batch_size": 4, "seed": 0, "bad_files": BadFiles(), **wrong})
 
 
 def test_no_labels_are_minus_one():
-    assert (next(iter(TrainBatches(Numbered(8, labels=False), 8, seed=0, bad=BadFiles()))).labels == -1).all()
+    assert (next(iter(TrainBatches(Numbered(8, labels=False), 8, seed=0, bad_files=BadFiles()))).labels == -1).all()
     images = InMemoryImages(torch.zeros(5, 3, 2, 2, dtype=torch.uint8), list("abcde"))
-    assert (next(iter(TrainBatches(images, 3, seed=0, bad=BadFiles()))).labels == -1).all()
+    assert (next(iter(TrainBatches(images, 3, seed=0, bad_files=BadFiles()))).labels == -1).all()
 
 
 # EvalBatches
@@ -226,8 +226,8 @@ def test_no_labels_are_minus_one():
     ],
 )
 def test_each_image_once_in_order(photos, workers, start, size):
-    bad = BadFiles()
-    batches = EvalBatches(photos, size, 24, bad=bad, workers=workers, start=start)
+    bad_files = BadFiles()
+    batches = EvalBatches(photos, size, 24, bad_files=bad_files, workers=workers, start=start)
     got = run(batches)
     good = [i for i in range(start, 12) if not is_bad(photos, i)]
     assert [i for batch in got for i in batch.index.tolist()] == good
@@ -237,14 +237,14 @@ def test_each_image_once_in_order(photos, workers, start, size):
         for i, image, label in zip(batch.index.tolist(), batch.images, batch.labels, strict=True):
             assert torch.equal(image, fit(photos[i][0], 24))
             assert label == photos.labels[i]
-    assert set(bad.reasons) == {photos.paths[i] for i in range(start, 12) if is_bad(photos, i)}
+    assert set(bad_files.reasons) == {photos.paths[i] for i in range(start, 12) if is_bad(photos, i)}
     same(got, run(batches))
 
 
 @pytest.mark.parametrize("size", [4, 3])
 def test_packed_images_are_evaluated_alike(size):
     images = in_memory(23)
-    got = run(EvalBatches(images, 5, size, bad=BadFiles(), start=3))
+    got = run(EvalBatches(images, 5, size, bad_files=BadFiles(), start=3))
     assert [len(batch.index) for batch in got] == [5, 5, 5, 5]
     assert torch.equal(torch.cat([batch.index for batch in got]), torch.arange(3, 23))
     assert torch.equal(torch.cat([batch.images for batch in got]), torch.stack([fit(i, size) for i in images.data[3:]]))
@@ -253,7 +253,7 @@ def test_packed_images_are_evaluated_alike(size):
 
 def test_reading_runs_only_two_batches_ahead():
     images = Numbered(1000)
-    batches = iter(EvalBatches(images, 10, 4, bad=BadFiles()))
+    batches = iter(EvalBatches(images, 10, 4, bad_files=BadFiles()))
     next(batches)
     time.sleep(0.2)
     assert len(images.decoded) <= 40
@@ -269,12 +269,12 @@ def test_an_error_of_the_program_is_not_taken_for_a_bad_file():
 
     for workers in (0, 1):
         with pytest.raises(ZeroDivisionError, match="a programmer's mistake"):
-            run(EvalBatches(Faulty(4), 2, 4, bad=BadFiles(), workers=workers))
+            run(EvalBatches(Faulty(4), 2, 4, bad_files=BadFiles(), workers=workers))
 
 
 def loop(root):
     """As a program does."""
-    batches = TrainBatches(Files.from_folder(root), 4, seed=0, bad=BadFiles(), resize=16, workers=2)
+    batches = TrainBatches(Files.from_folder(root), 4, seed=0, bad_files=BadFiles(), resize=16, workers=2)
     try:
         while True:
             for _ in batches:

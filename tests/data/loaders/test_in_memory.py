@@ -30,8 +30,10 @@ def test_fit_equals_pillow(height, width, size, seed):
 
 @pytest.mark.parametrize("workers", [None, 0, 2])
 def test_pack_equals_reading_one_by_one(photos, workers):
-    bad, seen = BadFiles(), []
-    packed = pack(photos, 24, bad=bad, workers=workers, progress=lambda done, total: seen.append((done, total)))
+    bad_files, seen = BadFiles(), []
+    packed = pack(
+        photos, 24, bad_files=bad_files, workers=workers, progress=lambda done, total: seen.append((done, total))
+    )
     good = [i for i in range(12) if not is_bad(photos, i)]
     assert packed.data.shape == (10, 3, 24, 24)
     for row, i in enumerate(good):
@@ -40,7 +42,7 @@ def test_pack_equals_reading_one_by_one(photos, workers):
         assert packed.labels[row] == photos.labels[i]
     assert packed.classes == ["a", "b"]
     assert packed.name == photos.name
-    assert set(bad.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
+    assert set(bad_files.reasons) == {photos.paths[i] for i in range(12) if is_bad(photos, i)}
     assert seen[-1] == (12, 12)
     assert all(0 < done <= total for done, total in seen)
 
@@ -49,18 +51,18 @@ def test_pack_equals_reading_one_by_one(photos, workers):
 def test_pack_needs_two_images(readable):
     images = Numbered(6, bad=range(6 - readable))
     with pytest.raises(SourceError, match=rf"only {readable} of 6 can be read \(the first: n/0: broken on purpose\)"):
-        pack(images, 4, bad=BadFiles(), workers=0)
+        pack(images, 4, bad_files=BadFiles(), workers=0)
 
 
 def test_images_of_the_right_size_stay_as_they_are(tmp_path):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
     for i in range(3):
         Image.fromarray(pixels[i]).save(tmp_path / f"{i}.png")
-    packed = pack(Files.from_folder(str(tmp_path)), 16, bad=BadFiles())
+    packed = pack(Files.from_folder(str(tmp_path)), 16, bad_files=BadFiles())
     np.testing.assert_array_equal(packed.data.permute(0, 2, 3, 1).numpy(), pixels)
     assert packed.labels is None
-    assert pack(packed, 16, bad=BadFiles()) is packed
-    smaller = pack(packed, 8, bad=BadFiles())
+    assert pack(packed, 16, bad_files=BadFiles()) is packed
+    smaller = pack(packed, 8, bad_files=BadFiles())
     assert torch.equal(smaller.data, torch.stack([fit(image, 8) for image in packed.data]))
 
 
@@ -69,7 +71,7 @@ def test_batches_of_images_elsewhere_are_cut_out_there():
     data = torch.arange(6 * 3 * 16, dtype=torch.uint8).view(6, 3, 4, 4)
     images = InMemoryImages(data, list("abcdef"), torch.arange(6) % 2, ["x", "y"], "six")
     images.tracks, images.blocks = torch.arange(6) // 2, [range(3), range(3, 6)]
-    batches = TrainBatches(images, 2, seed=0, bad=BadFiles())
+    batches = TrainBatches(images, 2, seed=0, bad_files=BadFiles())
     here = list(batches)
     batches.images = images.on(torch.device("meta"))
     assert batches.images.data.device.type == "meta"

@@ -20,7 +20,7 @@ def in_memory(count):
 
 
 def batches_of(images, size, epoch, start=0, **options):
-    batches = TrainBatches(images, size, **{"seed": 0, "bad": BadFiles(), **options})
+    batches = TrainBatches(images, size, **{"seed": 0, "bad_files": BadFiles(), **options})
     batches.epoch, batches.start = epoch, start
     return batches
 

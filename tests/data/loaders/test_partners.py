@@ -55,7 +55,7 @@ def in_memory():
 
 
 def test_batches_in_memory_have_both():
-    batches = TrainBatches(in_memory(), 3, seed=0, bad=BadFiles(), partners=Partners(TRACKS, 1.0, 0))
+    batches = TrainBatches(in_memory(), 3, seed=0, bad_files=BadFiles(), partners=Partners(TRACKS, 1.0, 0))
     for batch in batches:
         expected = Partners(TRACKS, 1.0, 0)(0, batch.index)
         assert batch.images[:, 0, 0, 0].tolist() == batch.index.tolist()
@@ -74,11 +74,11 @@ def crops(image, draws):
 def test_every_second_crop_is_the_partners_by_the_same_draws(workers):
     images = Numbered(len(TRACKS), bad=(4,))
     how = {"seed": 0, "crops": crops, "workers": workers}
-    bad = BadFiles()
-    batches = TrainBatches(images, 3, bad=bad, partners=Partners(TRACKS, 1.0, 0), **how)
+    bad_files = BadFiles()
+    batches = TrainBatches(images, 3, bad_files=bad_files, partners=Partners(TRACKS, 1.0, 0), **how)
     asked = batches.order(0)
     wanted = Partners(TRACKS, 1.0, 0)(0, asked).split(3)
-    plain = TrainBatches(images, 3, bad=BadFiles(), **how)
+    plain = TrainBatches(images, 3, bad_files=BadFiles(), **how)
     for batch, without, first, second in zip(batches, plain, asked.split(3), wanted, strict=True):
         assert torch.equal(batch.images[:, ::2], without.images[:, ::2])
         assert torch.equal(batch.images[:, 1, 1], without.images[:, 1, 1])
@@ -86,9 +86,9 @@ def test_every_second_crop_is_the_partners_by_the_same_draws(workers):
         expected = torch.where((first == 4) | (second == 4), batch.index, second)
         assert batch.images[:, 0, 0, 0, 0].tolist() == batch.index.tolist()
         assert batch.images[:, 1, 0, 0, 0].tolist() == expected.tolist()
-    assert list(bad.reasons) == ["n/4"]
+    assert list(bad_files.reasons) == ["n/4"]
 
 
 def test_partners_of_images_of_any_size_need_crops():
     with pytest.raises(UserError, match="need crops"):
-        TrainBatches(Numbered(9), 3, seed=0, bad=BadFiles(), partners=Partners(TRACKS, 1.0, 0))
+        TrainBatches(Numbered(9), 3, seed=0, bad_files=BadFiles(), partners=Partners(TRACKS, 1.0, 0))

@@ -32,19 +32,19 @@ class Growing(Numbered):
 
 @pytest.mark.parametrize("workers", [0, 2, None])
 def test_each_readable_image_has_one_record_in_order(workers):
-    images, bad = Growing(11, bad=(0, 4, 5)), BadFiles()
-    parts = list(records(images, facts, 3, bad=bad, workers=workers))
+    images, bad_files = Growing(11, bad=(0, 4, 5)), BadFiles()
+    parts = list(records(images, facts, 3, bad_files=bad_files, workers=workers))
     readable = [1, 2, 3, 6, 7, 8, 9, 10]
     assert torch.cat([part.numbers for part in parts]).tolist() == readable
     columns = [Facts(*map(torch.cat, zip(*(part.columns for part in parts), strict=True)))][0]
     assert columns.shape.tolist() == [[3, i + 1, 5] for i in readable]
     assert columns.total.tolist() == [3 * (i + 1) * 5 * i for i in readable]
     assert all(isinstance(part.columns, Facts) for part in parts)
-    assert sorted(bad.reasons) == ["n/0", "n/4", "n/5"]
+    assert sorted(bad_files.reasons) == ["n/0", "n/4", "n/5"]
 
 
 def test_a_part_without_any_readable_image_is_left_out():
-    parts = list(records(Growing(6, bad=(0, 1, 2)), facts, 3, bad=BadFiles(), workers=0))
+    parts = list(records(Growing(6, bad=(0, 1, 2)), facts, 3, bad_files=BadFiles(), workers=0))
     assert [part.numbers.tolist() for part in parts] == [[3, 4, 5]]
 
 

@@ -17,8 +17,8 @@ def test_a_bad_image_is_named_and_the_next_one_takes_its_place(tmp_path, workers
     some = batches(shards(tmp_path, range(20), bad=(4, 11)), 5, 20, workers=workers)
     delivered = list(some)
     assert [len(batch.index) for batch in delivered] == [5] * 4
-    assert set(some.bad.reasons) == {"s-0.tar/0004.png", "s-0.tar/0011.png"}
-    assert set(some.bad.reasons.values()) == {"not an image, or the beginning of one is damaged"}
+    assert set(some.bad_files.reasons) == {"s-0.tar/0004.png", "s-0.tar/0011.png"}
+    assert set(some.bad_files.reasons.values()) == {"not an image, or the beginning of one is damaged"}
     found = torch.cat([batch.index for batch in delivered])
     replaced = found != torch.arange(20)
     assert int(replaced.sum()) == 2
@@ -30,7 +30,7 @@ def test_more_bad_images_than_spare_ones(tmp_path):
     delivered = list(some)
     assert [len(batch.index) for batch in delivered] == [30, 30]
     assert set(seen(delivered)) <= {7, 33}
-    assert len(some.bad) == 58
+    assert len(some.bad_files) == 58
     lonely = batches(shards(tmp_path, range(200), bad=set(range(200)) - {7}), 2, 4)
     assert seen(lonely) == [7] * 4  # most batches have no readable image: they are passed over
     with pytest.raises(SourceError, match="hardly any of its images can be read"):
@@ -47,10 +47,10 @@ def test_a_truncated_shard_is_named_and_survived(tmp_path, keep, says):
     file.write_bytes(whole[: int(len(whole) * keep) if isinstance(keep, float) else keep])
     some = batches(stream, 5, 30)
     found = seen(some)
-    assert list(some.bad.reasons) == ["s-0.tar"]
-    assert says in some.bad.reasons["s-0.tar"]
+    assert list(some.bad_files.reasons) == ["s-0.tar"]
+    assert says in some.bad_files.reasons["s-0.tar"]
     left = {0.5: 10, 1200: 1, -1024: 20}[keep]
-    assert f"the {left:,} images before are used" in some.bad.reasons["s-0.tar"]
+    assert f"the {left:,} images before are used" in some.bad_files.reasons["s-0.tar"]
     assert set(found) == {*range(left), *range(20, 30)}
     assert len(found) == 30
 
@@ -76,8 +76,10 @@ def test_other_damages_are_named_and_survived(tmp_path):
         "cut.tar.gz": "damaged or truncated: Compressed file ended",
         "broken.tgz": "damaged or truncated: ",
     }
-    assert set(some.bad.reasons) == set(begins)
-    assert all(some.bad.reasons[title].startswith(reason) for title, reason in begins.items()), some.bad.reasons
+    assert set(some.bad_files.reasons) == set(begins)
+    assert all(some.bad_files.reasons[title].startswith(reason) for title, reason in begins.items()), (
+        some.bad_files.reasons
+    )
 
 
 def test_when_every_shard_fails_one_line_says_so(tmp_path):
@@ -88,7 +90,7 @@ def test_when_every_shard_fails_one_line_says_so(tmp_path):
         some = batches(stream, 5, 10, workers=workers)
         with pytest.raises(SourceError, match=r"none of its 2 shards can be read \(the first: s-\d.tar: cannot be op"):
             list(some)
-        assert set(some.bad.reasons) == {"s-0.tar", "s-1.tar"}
+        assert set(some.bad_files.reasons) == {"s-0.tar", "s-1.tar"}
     with pytest.raises(SourceError, match=r"none of its 2 shards can be read"):
         stream.sample(3)
 

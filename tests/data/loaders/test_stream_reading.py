@@ -131,12 +131,12 @@ def test_shards_over_http(tmp_path, web, monkeypatch, ranges):
     web.failures, web.ranges = 2, ranges
     some = batches(stream, 5, 30)
     assert sorted(seen(some)) == list(range(30))
-    assert not len(some.bad)
+    assert not len(some.bad_files)
     (tmp_path / "s-1.tar").unlink()
     some.epoch = 1
     assert set(seen(some)) == {*range(10), *range(20, 30)}
-    assert list(some.bad.reasons) == ["s-1.tar"]
-    assert some.bad.reasons["s-1.tar"].startswith("cannot be opened: ")
+    assert list(some.bad_files.reasons) == ["s-1.tar"]
+    assert some.bad_files.reasons["s-1.tar"].startswith("cannot be opened: ")
 
 
 @pytest.mark.parametrize("given", ["0", "-1", "8M", ""])
@@ -248,7 +248,8 @@ def test_wrong_arguments(tmp_path):
     ):
         with pytest.raises(ValueError, match=says):
             StreamBatches(
-                stream, **{"batch_size": 4, "epoch_size": 8, "seed": 0, "bad": BadFiles(), "crops": crops, **wrong}
+                stream,
+                **{"batch_size": 4, "epoch_size": 8, "seed": 0, "bad_files": BadFiles(), "crops": crops, **wrong},
             )
 
 

@@ -127,7 +127,7 @@ def test_any_number_of_workers_gives_the_same_batches(tmp_path):
         for epoch in (0, 1, 5):
             some.epoch = epoch
             results[-1] += list(some)
-        assert set(some.bad.reasons) <= {"s-0.tar/0003.png", "s-1.tar/0017.png"}
+        assert set(some.bad_files.reasons) <= {"s-0.tar/0003.png", "s-1.tar/0017.png"}
     assert results[0][0].images.shape == (4, 2, 3, 6, 8)
     assert results[0][0].labels.tolist() == [-1] * 4
     same(results[0], results[1])
@@ -196,7 +196,7 @@ def test_what_is_skipped_is_not_decoded(tmp_path):
     resumed = batches(shards(tmp_path, range(60), bad=order[:50]), 5, 60)
     resumed.start = 10
     assert seen(resumed) == order[50:]
-    assert not len(resumed.bad)
+    assert not len(resumed.bad_files)
 
 
 def test_leaving_an_epoch_early_does_not_disturb_the_next(tmp_path):

@@ -77,7 +77,7 @@ def test_one_square_size_is_one_tensor(tmp_path):
     assert torch.equal(pack.data, want)
     assert torch.equal(pack.batch(torch.tensor([3, 0, 3])), want[[3, 0, 3]])
     assert [pack[i][1] for i in range(12)] == source.labels.tolist()
-    batches = TrainBatches(pack, 4, seed=0, bad=BadFiles())
+    batches = TrainBatches(pack, 4, seed=0, bad_files=BadFiles())
     for batch in batches:
         assert torch.equal(batch.images, want[batch.index])
     views, plain = Views("cifar", 16), InMemoryImages(want, pack.paths)
@@ -112,7 +112,7 @@ def test_square_images_stay_in_one_shard(tmp_path):
 def test_batches_from_a_pack_are_those_of_its_images(photos, tmp_path, workers):
     pack = packed(photos, tmp_path / "p")
     crops = Views("mocov2", 16).crops
-    got = list(TrainBatches(pack, 5, seed=3, bad=BadFiles(), crops=crops, workers=workers))
+    got = list(TrainBatches(pack, 5, seed=3, bad_files=BadFiles(), crops=crops, workers=workers))
     plain = [pack[i][0].clone(memory_format=torch.contiguous_format) for i in range(12)]
 
     class Plain(Pack):
@@ -122,11 +122,11 @@ def test_batches_from_a_pack_are_those_of_its_images(photos, tmp_path, workers):
         def __getitem__(self, i):
             return plain[i], int(pack.labels[i])
 
-    want = list(TrainBatches(Plain(), 5, seed=3, bad=BadFiles(), crops=crops))
+    want = list(TrainBatches(Plain(), 5, seed=3, bad_files=BadFiles(), crops=crops))
     assert len(got) == len(want) == 2
     for one, other in zip(got, want, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
-    evaluated = torch.cat([batch.images for batch in EvalBatches(pack, 5, 16, bad=BadFiles(), workers=workers)])
+    evaluated = torch.cat([batch.images for batch in EvalBatches(pack, 5, 16, bad_files=BadFiles(), workers=workers)])
     assert evaluated.shape == (12, 3, 16, 16)
 
 

@@ -70,11 +70,11 @@ def test_unlabelled_images_have_no_labels_and_are_not_evaluated_on(written):
 def test_mapped_images_come_in_batches(written):
     root, wrote = written
     mapped = Stl10("unlabeled", data_root=str(root))
-    batches = TrainBatches(mapped, 3, seed=0, bad=BadFiles())
+    batches = TrainBatches(mapped, 3, seed=0, bad_files=BadFiles())
     for batch in batches:
         assert batch.images.is_contiguous()
         assert np.array_equal(batch.images.permute(0, 2, 3, 1).numpy(), wrote["unlabeled"][batch.index.numpy()])
-    (whole,) = EvalBatches(mapped, 10, 96, bad=BadFiles())
+    (whole,) = EvalBatches(mapped, 10, 96, bad_files=BadFiles())
     assert torch.equal(whole.images, mapped.data)
 
 

@@ -244,8 +244,8 @@ INDEX = torch.tensor([1, 2, 5])
         (unlabelled, range(6), {"tracks", "blocks"}),
         (lambda whole: unlabelled(take(whole, INDEX)), [1, 2, 5], {"tracks", "blocks"}),
         (lambda whole: Repeated(whole, 2), [i for i in range(6) for _ in range(2)], {"labels", "tracks", "blocks"}),
-        (lambda whole: pack(whole, 2, bad=BadFiles(), workers=0), range(6), {"labels", "tracks"}),
-        (lambda whole: take(pack(whole, 2, bad=BadFiles(), workers=0), INDEX), [1, 2, 5], {"labels", "tracks"}),
+        (lambda whole: pack(whole, 2, bad_files=BadFiles(), workers=0), range(6), {"labels", "tracks"}),
+        (lambda whole: take(pack(whole, 2, bad_files=BadFiles(), workers=0), INDEX), [1, 2, 5], {"labels", "tracks"}),
     ],
 )
 def test_whatever_stands_before_a_source_carries_what_is_known_of_it(make, index, carried):

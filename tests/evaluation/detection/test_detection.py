@@ -148,13 +148,13 @@ def test_unreadable_images_are_recorded_and_others_take_their_place(tmp_path, py
     write_voc(tmp_path, "test", 4, 1)
     for key in ("train001", "test002"):
         (tmp_path / "JPEGImages" / f"{key}.png").write_bytes(b"no picture")
-    bad = BadFiles()
+    bad_files = BadFiles()
     train, test = annotated(parse(f"{tmp_path}:train")), annotated(parse(f"{tmp_path}:test"))
     known = sorted(train.names() & test.names())
     test.objects = [keep(o, [test.classes.index(name) for name in known]) for o in test.objects]
-    figures = detection(narrow(), train, test, settings=QUICK, hardware=CPU, bad=bad)
+    figures = detection(narrow(), train, test, settings=QUICK, hardware=CPU, bad_files=bad_files)
     assert all(set(row) == {"AP", "AP50", "AP75"} for row in figures.values())
-    assert sorted(path.rpartition("/")[2] for path in bad.reasons) == ["test002.png", "train001.png"]
+    assert sorted(path.rpartition("/")[2] for path in bad_files.reasons) == ["test002.png", "train001.png"]
 
 
 def test_a_loss_that_is_no_number_is_named(pycocotools, shapes):

@@ -50,21 +50,22 @@ def write(folder, **luck):
 
 
 def evaluated(images):
-    bad = images.bad_files()
-    return [int(i) for batch in EvalBatches(images, 2, 8, bad=bad, workers=2) for i in batch.index], bad.reasons
+    bad_files = images.bad_files()
+    batches = EvalBatches(images, 2, 8, bad_files=bad_files, workers=2)
+    return [int(i) for batch in batches for i in batch.index], bad_files.reasons
 
 
 def test_images_that_crash_their_decoder_are_left_out_and_named(tmp_path, last_words):
     images = write(tmp_path, n3=b"SEGFAULT", n7=b"ABORT")
     with pytest.warns(UserWarning, match="crashed the process") as caught:
-        index, bad = evaluated(images)
+        index, reasons = evaluated(images)
     assert index == [i for i in range(12) if i not in (3, 7)]
-    assert bad == {
+    assert reasons == {
         "03.bmp": "its decoder crashed the process that read it: Segmentation fault",
         "07.bmp": "its decoder crashed the process that read it: Aborted",
     }
     assert len([line for line in caught if "left out" in str(line.message)]) == 2
-    assert evaluated(images) == (index, bad)  # known now: nothing crashes again
+    assert evaluated(images) == (index, reasons)  # known now: nothing crashes again
     said = sorted(file.read_text().lower() for file in last_words.iterdir())
     assert len(said) == 2
     assert "fatal python error: aborted" in "".join(said)
@@ -75,12 +76,12 @@ def test_a_training_goes_on_with_the_batches_of_one_that_knew(tmp_path):
     images = write(tmp_path, n5=b"SEGFAULT")
 
     def epochs():
-        bad = images.bad_files()
-        batches = TrainBatches(images, 4, seed=0, bad=bad, workers=2)
+        bad_files = images.bad_files()
+        batches = TrainBatches(images, 4, seed=0, bad_files=bad_files, workers=2)
         found = []
         for batches.epoch in range(2):
             found += [batch.index.tolist() for batch in batches]
-        return found, bad.reasons
+        return found, bad_files.reasons
 
     first = epochs()
     assert list(first[1]) == ["05.bmp"]
@@ -90,9 +91,9 @@ def test_a_training_goes_on_with_the_batches_of_one_that_knew(tmp_path):
 
 def test_a_process_may_not_take_all_memory(tmp_path):
     images = write(tmp_path, n2=b"HUNGRY")
-    index, bad = evaluated(images)
+    index, reasons = evaluated(images)
     assert index == [i for i in range(12) if i != 2]
-    assert bad == {"02.bmp": "not enough memory to decode it"}
+    assert reasons == {"02.bmp": "not enough memory to decode it"}
 
 
 def test_one_that_is_killed_ends_the_run_in_a_line_that_names_the_image(tmp_path):

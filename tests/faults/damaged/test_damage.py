@@ -61,7 +61,7 @@ def packed(photos, folder):
 READERS = {
     "one by one": lambda images: [images[i][0].clone() for i in range(len(images))],
     "in batches": lambda images: list(images.batch(torch.arange(len(images)))),
-    "as a whole": lambda images: list(in_memory(images, 12, bad=BadFiles()).data),
+    "as a whole": lambda images: list(in_memory(images, 12, bad_files=BadFiles()).data),
 }
 
 

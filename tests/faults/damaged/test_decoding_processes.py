@@ -64,9 +64,9 @@ from crosslevel.data.open import open_images
 
 memory.acquire_slots.__defaults__ = (600.0,)  # on a machine that has other work, one may wait for minutes
 images = open_images(sys.argv[1])
-bad = images.bad_files()
-read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad=bad, workers=2))
-print(read, *sorted(bad.reasons), sep="\\n")
+bad_files = images.bad_files()
+read = sum(len(batch.index) for batch in EvalBatches(images, 1, 32, bad_files=bad_files, workers=2))
+print(read, *sorted(bad_files.reasons), sep="\\n")
 """
 
 

@@ -37,9 +37,9 @@ def damaged(root):
 
 
 def named(file):
-    bad = BadFiles()
-    bad.read(file)
-    return sorted(bad.reasons), bad.reasons
+    bad_files = BadFiles()
+    bad_files.read(file)
+    return sorted(bad_files.reasons), bad_files.reasons
 
 
 def test_pack_names_and_survives_damage(tmp_path, capsys):

@@ -86,8 +86,8 @@ def test_a_hostile_shard_is_named_by_the_indexed_and_the_streamed_reader_and_the
         images = open_images(f"{shards}/s-*.tar")
     assert list(images.left_out) == ["s-2.tar"]
     assert [str(line.message).count("s-2.tar: ") for line in caught][:1] == [1]
-    bad = images.bad_files()
-    read = [int(i) for batch in EvalBatches(images, 8, 4, bad=bad) for i in batch.images[:, 0, 0, 0]]
+    bad_files = images.bad_files()
+    read = [int(i) for batch in EvalBatches(images, 8, 4, bad_files=bad_files) for i in batch.images[:, 0, 0, 0]]
     assert sound <= set(read) <= sound | {0, 1, 2}
     stream = ImageStream.open(parse(f"stream:{shards}/s-*.tar"))
     troubles: list[tuple[str, str]] = []
@@ -136,11 +136,11 @@ def test_rows_that_a_row_group_lacks_are_named_and_the_others_are_read(tmp_path,
     parquet(tmp_path / "b.parquet", range(13, 20))
     with pytest.warns(UserWarning, match=f"the labels are left out: {told - 13} of"):
         images = open_images(tmp_path)
-    bad = images.bad_files()
-    read = [int(i) for batch in EvalBatches(images, 8, 4, bad=bad) for i in batch.images[:, 0, 0, 0]]
+    bad_files = images.bad_files()
+    read = [int(i) for batch in EvalBatches(images, 8, 4, bad_files=bad_files) for i in batch.images[:, 0, 0, 0]]
     assert read == list(range(20))
-    assert sorted(bad.reasons) == sorted(f"a.parquet/{i}" for i in range(13, told))
-    assert set(bad.reasons.values()) == {"its row group has 13 rows, fewer than the file says"}
+    assert sorted(bad_files.reasons) == sorted(f"a.parquet/{i}" for i in range(13, told))
+    assert set(bad_files.reasons.values()) == {"its row group has 13 rows, fewer than the file says"}
 
 
 @pytest.mark.parametrize("damage", ["cut", "kind", "empty", "rows"])

@@ -210,9 +210,9 @@ def test_no_cell_of_a_table_is_a_formula(tmp_path):
 
 def test_bad_files_of_a_stranger_are_text(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"a\\nb\tx\\ty\n\xff\t\x1b[2J\n" + b"x" * 10**6 + b"\nno tab\n\t\n")
-    bad = BadFiles()
-    bad.read(tmp_path / "b.txt")
-    assert bad.reasons == {"a\nb": "x\ty", "\udcff": "\x1b[2J", "": ""}
+    bad_files = BadFiles()
+    bad_files.read(tmp_path / "b.txt")
+    assert bad_files.reasons == {"a\nb": "x\ty", "\udcff": "\x1b[2J", "": ""}
     assert unescaped("\\") == "\\"
 
 

@@ -121,7 +121,7 @@ def test_what_is_not_read_back_as_written_does_not_replace_a_checkpoint(copied, 
         file.write(b"\0\1\2\3")
 
     monkeypatch.setattr(torch, "save", flips)
-    with pytest.raises(OSError, match=r"last\.ckpt: what was written is not what is read back"):
+    with pytest.raises(OSError, match=r"last\.ckpt: it reads back differently from what was written"):
         checkpoints.write(copied, {"state_dict": {"a": torch.randn(900_000)}}, best=True)
     assert copied.last.read_bytes() == before
     assert sorted(file.name for file in copied.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
@@ -136,7 +136,7 @@ def test_a_full_disk_is_said_in_one_line_and_loses_nothing(copied, photos, tmp_p
     assert code == 2, said
     assert "Traceback" not in said
     *_, hint, error = said.strip().splitlines()
-    assert hint == f"what was saved goes on with: crosslevel train --resume {copied}"
+    assert hint == f"to continue what was saved: crosslevel train --resume {copied}"
     assert "File too large" in error or "cannot be written" in error
     assert copied.last.read_bytes() == before
     assert copied.metrics.read_bytes().startswith(rows)

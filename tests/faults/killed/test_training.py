@@ -68,7 +68,7 @@ def test_a_worker_that_is_killed_ends_the_training_in_one_line(photos, tmp_path)
     assert code == 2, said
     assert "Traceback" not in said
     *_, hint, error = said.strip().splitlines()
-    assert hint == f"what was saved goes on with: crosslevel train --resume {tmp_path}/r"
+    assert hint == f"to continue what was saved: crosslevel train --resume {tmp_path}/r"
     assert error.startswith("crosslevel train: a process that decodes images has died: it is killed by signal: Killed")
     assert checkpoints.damage_of(going.run.last) == ""
 

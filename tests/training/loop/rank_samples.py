@@ -64,9 +64,13 @@ def source():
 
 def batches(kind, folder, views, ranks):
     if kind != "stream":
-        return TrainBatches(source(), BATCH // ranks.size, seed=0, bad=BadFiles(), rank=ranks.rank, world=ranks.size)
+        return TrainBatches(
+            source(), BATCH // ranks.size, seed=0, bad_files=BadFiles(), rank=ranks.rank, world=ranks.size
+        )
     stream = open_images(f"stream:{folder}/s-*.tar", streams=True)
-    whole = {"epoch_size": STEPS * BATCH, "seed": 0, "bad": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4}
+    whole = {
+        "epoch_size": STEPS * BATCH, "seed": 0, "bad_files": BadFiles(), "crops": views.crops, "buffer": 8, "rows": 4,
+    }  # fmt: skip
     return StreamBatches(stream, BATCH // ranks.size, rank=ranks.rank, world=ranks.size, **whole)
 
 

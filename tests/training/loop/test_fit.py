@@ -167,7 +167,7 @@ def test_images_in_memory_go_to_a_gpu_that_has_four_times_their_room(monkeypatch
 
     pixels = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     images, elsewhere = (kind(pixels, list("abcd")) for kind in (Sent, InMemoryImages))
-    batches = TrainBatches(images, 2, seed=0, bad=BadFiles())
+    batches = TrainBatches(images, 2, seed=0, bad_files=BadFiles())
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
     hold_images(batches, torch.device("cpu"))
     assert batches.images is images

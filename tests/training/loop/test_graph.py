@@ -22,7 +22,7 @@ CPU = Hardware(torch.device("cpu"), "fp32", "")
 
 def batches(count=8):
     data = torch.randint(256, (count, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    return TrainBatches(InMemoryImages(data, [str(i) for i in range(count)]), 8, seed=0, bad=BadFiles())
+    return TrainBatches(InMemoryImages(data, [str(i) for i in range(count)]), 8, seed=0, bad_files=BadFiles())
 
 
 @pytest.fixture

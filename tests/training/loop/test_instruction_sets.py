@@ -125,7 +125,7 @@ def test_pretraining_measures_views_and_pieces_and_spares_the_twin(strided_is_wr
         encoder, method, None, views, steps=1, warmup_steps=0, optimizer="sgd", lr=0.1, weight_decay=0, seed=0
     )
     console = Console(file=io.StringIO())
-    fit(module, TrainBatches(pictures(), 8, seed=0, bad=BadFiles()), tmp_path, hardware=BF16, console=console)
+    fit(module, TrainBatches(pictures(), 8, seed=0, bad_files=BadFiles()), tmp_path, hardware=BF16, console=console)
     assert {shape for layer, shape in measured if layer is encoder.backbone.conv1} == {(3, 24, 24), (3, 7, 7)}
     assert console.file.getvalue().startswith(LINE.format("backbone.", "24x24"))
     assert avoided == {*strided(encoder), *strided(method.key.ema[0])}

@@ -59,7 +59,7 @@ class Nothing:
 
 def test_objects_hear_what_the_file_has_and_callbacks_their_part(photos, tmp_path):
     sound, broken, calls = Recorder(), Recorder(broken=2), Callbacks()
-    with pytest.warns(UserWarning, match="Recorder is told nothing from here on: the server is gone"):
+    with pytest.warns(UserWarning, match="Recorder gets no figures from here on: the server is gone"):
         run = crosslevel.train(
             photos, run=tmp_path / "r", logger="csv", loggers=[broken, sound], callbacks=[calls, Nothing()], **SMALL
         )

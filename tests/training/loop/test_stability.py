@@ -68,7 +68,7 @@ def trained(images, folder, name, grouping, steps, blocks=1):
     method.online = max(method.online, 2) if cld else method.online
     views = Views("cifar", size=16)
     views.count, views.small, views.plain = method.views, method.small_views, method.plain_views
-    batches = TrainBatches(images, BATCH, seed=0, bad=BadFiles())
+    batches = TrainBatches(images, BATCH, seed=0, bad_files=BadFiles())
     module = Pretrain(
         encoder, method, cld, views, steps=steps, warmup_steps=10, optimizer="sgd", lr=0.06, weight_decay=5e-4, seed=0
     )

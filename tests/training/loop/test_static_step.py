@@ -167,7 +167,7 @@ class Notes(TorchDispatchMode):
 def test_a_training_waits_for_the_device_where_it_logs_and_nowhere_else(tmp_path, name):
     """The loop around the step: losses, the best epoch, the watch for a collapse, progress; epochs of three steps."""
     data = torch.randint(256, (24, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    batches = TrainBatches(InMemoryImages(data, [str(i) for i in range(24)]), 8, seed=0, bad=BadFiles())
+    batches = TrainBatches(InMemoryImages(data, [str(i) for i in range(24)]), 8, seed=0, bad_files=BadFiles())
     module = training(name, True, 8)
     module.steps = 6
     with Notes(module) as notes:

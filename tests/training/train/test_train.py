@@ -146,6 +146,39 @@ def test_bad_settings_end_before_training_in_one_line(photos, tmp_path, capsys, 
     assert not (tmp_path / "r" / "metrics.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("seed=-1", "seed=-1: give 0 or more"),
+        ("seed=18446744073709551616", "seed=18446744073709551616 must be below 2^64"),
+        ("epochs=-1", "epochs=-1.0 must be positive"),
+        ("epochs=nan", "epochs=nan must be positive"),
+        ("minutes=-2", "minutes=-2.0 must be positive"),
+        ("batch_size=-3", "batch_size=-3 leaves nothing to compare with: give at least 2"),
+        ("lr=-0.1", "lr=-0.1 must be 0 or more"),
+        ("weight_decay=-1", "weight_decay=-1.0 must be 0 or more"),
+        ("warmup_epochs=-1", "warmup_epochs=-1.0 must be 0 or more"),
+        ("warmup_epochs=3", "warmup_epochs=3 must be from 0 to epochs=1: lower it or raise epochs"),
+        ("encoder_rate=0", "encoder_rate=0.0 must be above 0 and at most 1"),
+        ("layer_decay=1.5", "layer_decay=1.5 must be above 0 and at most 1"),
+        ("epoch_size=0", "epoch_size=0: at least one image"),
+        ("hold_out=-1", "hold_out=-1: 0 or more"),
+        ("workers=-1", "workers=-1 must be 0 or more"),
+        ("memory=-1", "memory=-1.0 must be 0 or more"),
+        ("track_positives=2", "track_positives=2.0 must be from 0 to 1"),
+        ("log_every=0", "log_every=0 must be at least 1"),
+        ("monitor_every=-1", "monitor_every=-1 must be 0 or more"),
+        ("checkpoint_minutes=-1", "checkpoint_minutes=-1.0 must be 0 or more"),
+    ],
+)
+def test_a_number_that_suits_no_images_is_refused_before_anything_is_opened(tmp_path, capsys, option, problem):
+    """There are no images at all: whoever opened them would say so first."""
+    with pytest.raises(SystemExit) as stop:
+        run(train, [f"{tmp_path}/nowhere", *FAST, "--epochs=1", f"--{option}", f"--run={tmp_path}/r"])
+    assert (stop.value.code, *capsys.readouterr()) == (2, "", f"crosslevel train: {problem}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(photos, tmp_path, capsys):
     run(train, [str(photos), *FAST, "--epochs=1", f"--run={tmp_path}/r"])
     before = (tmp_path / "r" / "metrics.csv").read_text()

@@ -13,6 +13,7 @@ from run_samples import metrics, write_images
 
 import crosslevel
 from crosslevel.cli import main
+from crosslevel.data.uri import parse
 from crosslevel.evaluation.detection.model import detector
 from crosslevel.features.source import check_channels, suited
 from crosslevel.models.encoder import Encoder, load_encoder
@@ -162,10 +163,10 @@ def test_what_does_not_fit_is_one_line(home, tmp_path, monkeypatch, capsys, line
 
 def test_data_sets_by_name_are_what_they_are(home):
     encoder = load_encoder(home / "run")
-    assert suited("turntable:test", encoder) == "turntable:test"
+    assert suited(parse("turntable:test"), encoder).text == "turntable:test"
     bands = str(home / "bands")
-    assert suited(f"{bands},channels=3@frames=2", encoder) == f"{bands},channels=5,range=0:1000@frames=2"
-    assert suited(f"{bands},range=0:5", encoder) == f"{bands},channels=5,range=0:5"
+    assert suited(parse(f"{bands},channels=3@frames=2"), encoder).text == f"{bands},channels=5,range=0:1000@frames=2"
+    assert suited(parse(f"{bands},range=0:5"), encoder).text == f"{bands},channels=5,range=0:5"
     with pytest.raises(UserError, match="cifar10: images of 3 channels, where resnet18 takes 5"):
         check_channels(encoder, 3, "cifar10")
 

@@ -29,7 +29,7 @@ from crosslevel.utils.device import choose
 def test_only_square_images_are_packed(tmp_path, size, packed):
     images = open_images(write_images(tmp_path / "photos", size=size))
     encoder = Encoder("resnet18", width=0.0625)
-    found = prepared(images, encoder, Views(), memory=4.0, bad=BadFiles(), console=printer(quiet=True))
+    found = prepared(images, encoder, Views(), memory=4.0, bad_files=BadFiles(), console=printer(quiet=True))
     assert isinstance(found, InMemoryImages) == packed
 
 
@@ -81,7 +81,7 @@ def test_minutes_become_epochs_that_a_resumed_run_keeps(photos, tmp_path, monkey
 
 def test_the_measured_step_is_a_whole_one_and_leaves_no_trace(photos):
     encoder, views = Encoder("resnet18", True, 0.0625), Views(size=16)
-    batches = TrainBatches(pack(open_images(str(photos)), 16, bad=BadFiles()), 8, seed=0, bad=BadFiles())
+    batches = TrainBatches(pack(open_images(str(photos)), 16, bad_files=BadFiles()), 8, seed=0, bad_files=BadFiles())
     before, state = {k: v.clone() for k, v in encoder.state_dict().items()}, torch.get_rng_state()
     seen = []
     encoder.register_forward_hook(lambda module, x, out: seen.append(out.requires_grad))
@@ -96,7 +96,7 @@ def test_the_measured_step_is_a_whole_one_and_leaves_no_trace(photos):
 
 def test_a_stall_of_the_machine_is_not_taken_for_its_speed(photos):
     encoder, views = Encoder("resnet18", True, 0.0625), Views(size=16)
-    batches = TrainBatches(pack(open_images(str(photos)), 16, bad=BadFiles()), 8, seed=0, bad=BadFiles())
+    batches = TrainBatches(pack(open_images(str(photos)), 16, bad_files=BadFiles()), 8, seed=0, bad_files=BadFiles())
     times = itertools.accumulate(itertools.chain([0, 0.25, 3], itertools.repeat(0.25)))
     seconds = seconds_a_step(encoder, views, batches, choose("cpu", "fp32"), lambda: next(times))
     assert seconds == 0.25
@@ -115,6 +115,19 @@ def test_positives_from_tracks(tmp_path, how):
     assert losses(tmp_path / "whole").keys() == losses(tmp_path / "without").keys()
     assert losses(tmp_path / "whole")[1] != losses(tmp_path / "without")[1]
     assert losses(tmp_path / "half")[1] == losses(tmp_path / "whole")[1]
+
+
+def test_more_images_a_step_than_there_are_are_one_batch(photos, tmp_path, capsys):
+    """It is said, and the settings have the number that the rates were chosen for; it goes on with the same one."""
+    one_batch = ["--batch_size=4096", "--cld.groups=4", "--report_html=false", *(o for o in FAST if "batch" not in o)]
+    run(train, [str(photos), *one_batch, "--epochs=1", f"--run={tmp_path}/r"])
+    printed = capsys.readouterr().out
+    assert "24 images, 1 step an epoch" in printed
+    assert "chosen: --batch_size 24: 24 images make one batch, 4,096 were asked for" in printed
+    assert "chosen: --lr 0.04688: 0.5 for 256 images a step, in proportion" in printed
+    assert yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["batch_size"] == 24
+    run(train, [f"--resume={tmp_path}/r", "--epochs=2"])
+    assert "images a step" not in capsys.readouterr().out
 
 
 def test_positives_need_tracks(photos, tmp_path, capsys):

@@ -123,10 +123,10 @@ def test_a_run_killed_within_an_epoch_continues_with_other_workers(source, tmp_p
 
 def test_a_run_that_goes_on_with_another_batch_says_so(source, tmp_path, capsys):
     train(source, *TINY, "--epoch_size=16", "--epochs=1", f"--run={tmp_path}/r")
-    assert "before: it goes on" not in capsys.readouterr().out
+    assert "before: it continues" not in capsys.readouterr().out
     train("--resume", tmp_path / "r", "--epochs=2", "--batch_size=4")
     said = " ".join(capsys.readouterr().out.split())
-    assert "4 images a step, 8 before: it goes on with other batches than it would have; --batch_size 8 keeps" in said
+    assert "4 images a step, 8 before: it continues with other batches than before; --batch_size 8 keeps" in said
     assert list(losses(tmp_path / "r")) == list(range(1, 9))
 
 

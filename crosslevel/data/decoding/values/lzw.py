@@ -1,4 +1,7 @@
-"""LZW decompression for TIFF (TIFF 6.0, section 13): codes of 9 to 12 bits, the highest bit first."""
+"""LZW decompression for TIFF (TIFF 6.0, section 13): codes of 9 to 12 bits, the highest bit first.
+
+Ours, since Python's standard library has no LZW, and Pillow gives at most four bands of a TIFF (see tiff.py).
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _squared(low: Tensor, high: Tensor, limit: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class ObjectCrops(Images):
-    """N annotated objects, each cut out of its image when it is asked for.
+    """N annotated objects, each cut out of its image when it is read.
 
     ``paths[i]`` is ``image.jpg#k`` for the k-th object in an image's annotation; k counts omitted objects too.
     ``labels`` are the objects' classes; ``classes`` lists the classes that have an object. The objects are in the order

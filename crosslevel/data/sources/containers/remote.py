@@ -146,7 +146,7 @@ def exists(name: str) -> bool:
     """Whether there is a file at this address.
 
     Raises:
-        SourceError: the store cannot be asked.
+        SourceError: the store does not answer.
 
     """
     system, path = system_of(name)

@@ -1,7 +1,7 @@
 """The members of a tar file, read from its beginning to its end by one walk over its headers.
 
 Ours, as it is stricter than `tarfile`, which takes a damaged header after the first member for the end of the file:
-here every damage is told with its byte, and with the member where it is known.
+here each error gives the byte offset and, if known, the member.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Images in local WebDataset shards: tar files in which the members of one sample share a key."""
+"""Images in local WebDataset shards: tar files in which the members of one sample share a key.
+
+Ours, since `webdataset.WebDataset` reads shards in sequence, as an iterable dataset: here image i is one read at its
+offset.
+"""
 
 from __future__ import annotations
 

@@ -46,12 +46,14 @@ def fill(store, folder, shards=3):
 
 def test_shards_are_streamed_whatever_breaks_off(store, tmp_path):
     fill(store, tmp_path)
-    bad = BadFiles()
+    bad_files = BadFiles()
     stream = open_images(f"{store.home}/s-{{0..2}}.tar", streams=True)
     store.cut = 3
-    batches = StreamBatches(stream, 5, 30, seed=0, bad=bad, crops=lambda image, generator: image.unsqueeze(0))
+    batches = StreamBatches(
+        stream, 5, 30, seed=0, bad_files=bad_files, crops=lambda image, generator: image.unsqueeze(0)
+    )
     assert sorted(int(n) for batch in batches for n in batch.images[:, 0, 0, 0, 0]) == list(range(30))
-    assert not len(bad)
+    assert not len(bad_files)
     assert store.cut == 0
 
 

@@ -155,13 +155,13 @@ def test_damage_is_found_by_this_decoder(tmp_path):
     cells.append(None)
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": cells}, features=features).save_to_disk(tmp_path / "set")
-    images, bad = open_images(f"hf://{tmp_path}/set"), BadFiles()
+    images, bad_files = open_images(f"hf://{tmp_path}/set"), BadFiles()
     assert images.labels is None
-    assert torch.cat([batch.index for batch in EvalBatches(images, 3, 4, bad=bad)]).tolist() == [0, 3]
-    assert "truncated" in bad.reasons["train/1"]
-    assert bad.reasons["train/2"] == "empty file"
-    assert bad.reasons["train/4"] == "no image in this row"
-    assert len(bad) == 3
+    assert torch.cat([batch.index for batch in EvalBatches(images, 3, 4, bad_files=bad_files)]).tolist() == [0, 3]
+    assert "truncated" in bad_files.reasons["train/1"]
+    assert bad_files.reasons["train/2"] == "empty file"
+    assert bad_files.reasons["train/4"] == "no image in this row"
+    assert len(bad_files) == 3
     assert value(images[-2][0]) == 3
     with pytest.raises(IndexError):
         images[5]
@@ -211,7 +211,7 @@ def test_workers_and_ranks_read_every_row_once(saved):
     images = open_images(f"hf://{saved}")
     seen, values = [], []
     for rank in range(2):
-        for batch in TrainBatches(images, 5, seed=0, bad=BadFiles(), resize=4, workers=2, rank=rank, world=2):
+        for batch in TrainBatches(images, 5, seed=0, bad_files=BadFiles(), resize=4, workers=2, rank=rank, world=2):
             seen += batch.index.tolist()
             values += batch.images[:, 0, 0, 0].tolist()
     assert sorted(seen) == list(range(20))

@@ -148,12 +148,12 @@ def crops(image, generator):
 
 def test_of_200_spoilt_answers_no_row_is_lost_and_none_comes_twice(bucket, shards):
     bucket.wanted = 200
-    stream, found, bad = open_images(shards, streams=True), [], BadFiles()
+    stream, found, bad_files = open_images(shards, streams=True), [], BadFiles()
     for rank in range(2):
-        batches = StreamBatches(stream, 8, 240, seed=0, bad=bad, crops=crops, rank=rank, world=2)
+        batches = StreamBatches(stream, 8, 240, seed=0, bad_files=bad_files, crops=crops, rank=rank, world=2)
         found += [int(number) for batch in batches for number in batch.images[:, 0, 0, 0, 0]]
     assert sorted(found) == list(range(240))
-    assert not len(bad)
+    assert not len(bad_files)
     assert bucket.injected == 200
     assert set(bucket.kinds) == set(FAULTS)
     assert set(bucket.spoilt) == {"GET", "HEAD", "LIST"}
@@ -253,13 +253,13 @@ def test_what_no_attempt_can_read_costs_its_shard_alone(bucket, shards, monkeypa
         lambda self, handler: "busy" if "GET /bucket/shards/s-3.tar" in handler.requestline else None,
     )
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
-    bad = BadFiles()
+    bad_files = BadFiles()
     monkeypatch.setenv("CROSSLEVEL_RETRY_SECONDS", "0")
     stream = open_images("s3://bucket/shards/s-{2..3}.tar", streams=True)
-    batches = StreamBatches(stream, 10, 30, seed=0, bad=bad, crops=crops)
+    batches = StreamBatches(stream, 10, 30, seed=0, bad_files=bad_files, crops=crops)
     found = [int(number) for batch in batches for number in batch.images[:, 0, 0, 0, 0]]
     assert set(found) == set(range(60, 90))
-    assert list(bad.reasons) == ["s-3.tar"]
+    assert list(bad_files.reasons) == ["s-3.tar"]
     with pytest.raises(SourceError, match=r"s-3.tar: cannot be read, tried 2 times: "):
         open_images("s3://bucket/shards/s-3.tar")
     monkeypatch.undo()

@@ -135,11 +135,11 @@ def test_a_damaged_row_group_costs_its_images_alone(folder):
     first = column.dictionary_page_offset or column.data_page_offset
     data[first : first + column.total_compressed_size] = bytes(column.total_compressed_size)
     file.write_bytes(data)
-    images, bad = open_images(folder), BadFiles()
-    batches = [batch.index for batch in EvalBatches(images, 4, 4, bad=bad)]
+    images, bad_files = open_images(folder), BadFiles()
+    batches = [batch.index for batch in EvalBatches(images, 4, 4, bad_files=bad_files)]
     assert torch.cat(batches).tolist() == [*range(7), *range(14, 33)]
-    assert set(bad.reasons) == {f"train-0.parquet/{i}" for i in range(7, 14)}
-    assert "row group 1 of its file cannot be read" in bad.reasons["train-0.parquet/7"]
+    assert set(bad_files.reasons) == {f"train-0.parquet/{i}" for i in range(7, 14)}
+    assert "row group 1 of its file cannot be read" in bad_files.reasons["train-0.parquet/7"]
 
 
 def test_bad_rows(tmp_path):
@@ -149,10 +149,10 @@ def test_bad_rows(tmp_path):
         "struct": pa.array([None if row is None else {"bytes": row} for row in rows], IMAGE),
     }
     for kind, column in kinds.items():
-        images, bad = open_images(write(tmp_path / f"{kind} 🙂\n.parquet", [], image=column)), BadFiles()
-        assert torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad=bad)]).tolist() == [0, 5]
-        assert bad.reasons[f"{kind} 🙂\n.parquet/1"] == "no bytes of an image in this row"
-        assert len(bad) == 4
+        images, bad_files = open_images(write(tmp_path / f"{kind} 🙂\n.parquet", [], image=column)), BadFiles()
+        assert torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad_files=bad_files)]).tolist() == [0, 5]
+        assert bad_files.reasons[f"{kind} 🙂\n.parquet/1"] == "no bytes of an image in this row"
+        assert len(bad_files) == 4
     with pytest.raises(BadImage, match="69 bytes, more than 3 pixels can need"):
         Parquet(images.files, "x", max_pixels=3)[0]
 
@@ -179,7 +179,7 @@ def test_two_ranks_read_every_image_once_an_epoch(folder, workers):
     assert value(images[0][0]) == 0  # workers begin with what this process has read
     seen, values = [], []
     for rank in range(2):
-        batches = TrainBatches(images, 8, seed=3, bad=BadFiles(), resize=4, workers=workers, rank=rank, world=2)
+        batches = TrainBatches(images, 8, seed=3, bad_files=BadFiles(), resize=4, workers=workers, rank=rank, world=2)
         for batch in batches:
             seen += batch.index.tolist()
             values += batch.images[:, 0, 0, 0].tolist()

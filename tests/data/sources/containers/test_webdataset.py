@@ -141,7 +141,9 @@ def test_two_ranks_read_two_shards_once_an_epoch(pair, workers):
     for epoch in range(2):
         seen, values = [], []
         for rank in range(2):
-            batches = TrainBatches(images, 23, seed=3, bad=BadFiles(), resize=4, workers=workers, rank=rank, world=2)
+            batches = TrainBatches(
+                images, 23, seed=3, bad_files=BadFiles(), resize=4, workers=workers, rank=rank, world=2
+            )
             batches.epoch = epoch
             for batch in batches:
                 seen += batch.index.tolist()
@@ -231,10 +233,10 @@ def test_damage_in_the_middle(tmp_path):
 
 def test_a_broken_member_is_named(pair):
     write_tar(pair / "a-001.tar", [("ü 🙂\n.png", flat(0)[:-9]), ("good.png", flat(1)), ("empty.jpg", b"")])
-    images, bad = Shards([str(pair / "a-001.tar")], "x"), BadFiles()
-    assert len(torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad=bad)])) == 1
-    assert set(bad.reasons) == {"a-001.tar/ü 🙂\n.png", "a-001.tar/empty.jpg"}
-    assert "truncated" in bad.reasons["a-001.tar/ü 🙂\n.png"]
+    images, bad_files = Shards([str(pair / "a-001.tar")], "x"), BadFiles()
+    assert len(torch.cat([batch.index for batch in EvalBatches(images, 2, 4, bad_files=bad_files)])) == 1
+    assert set(bad_files.reasons) == {"a-001.tar/ü 🙂\n.png", "a-001.tar/empty.jpg"}
+    assert "truncated" in bad_files.reasons["a-001.tar/ü 🙂\n.png"]
     bomb = Shards([str(pair / "a-001.tar")], "x", max_pixels=3)
     with pytest.raises(BadImage, match=r"a-001.tar/good.png: the member has 77 bytes, more than 3 pixels can need"):
         bomb[1]

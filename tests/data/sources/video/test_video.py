@@ -167,7 +167,9 @@ def test_colours_follow_the_films_own_matrix(tmp_path, full, kr, kb):
 def test_workers_give_the_same_batches(films):
     source = open_images(f"{films['b.mp4']},stride=1")
     seen(source, 30)  # open, before processes are forked
-    batches = [list(TrainBatches(source, 8, seed=0, bad=BadFiles(), resize=32, workers=workers)) for workers in (0, 2)]
+    batches = [
+        list(TrainBatches(source, 8, seed=0, bad_files=BadFiles(), resize=32, workers=workers)) for workers in (0, 2)
+    ]
     for one, other in zip(*batches, strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.index, other.index)

@@ -86,10 +86,10 @@ def test_damage_costs_the_rest_of_its_group_whatever_the_order(tmp_path):
     random.Random(2).shuffle(order)
     other = reopened(source)
     assert [seen(other, i) for i in order] == [got[i] for i in order]
-    bad = BadFiles()
-    batches = TrainBatches(source, 8, seed=0, bad=bad, resize=32)
+    bad_files = BadFiles()
+    batches = TrainBatches(source, 8, seed=0, bad_files=bad_files, resize=32)
     assert sum(len(batch.index) for batch in batches) == FRAMES
-    assert set(bad.reasons) == {got[i][0] for i in lost}
+    assert set(bad_files.reasons) == {got[i][0] for i in lost}
 
 
 def test_a_truncated_film(tmp_path):
