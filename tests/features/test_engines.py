@@ -72,7 +72,7 @@ def test_a_folders_checksums_are_of_the_images_and_no_labels(trained, tmp_path):
     parts = PartFiles(tmp_path / "features", encoder.identity())
     done = parts.write(encoder, Watched(images), 0, 5, parts.existing_keys(), runtime)
     table = pq.read_table(tmp_path / "features")
-    assert (done.rows, done.bad, handed_on) == (5, {}, images.labels.tolist())
+    assert (done.rows, done.reasons, handed_on) == (5, {}, images.labels.tolist())
     assert table["content"].to_pylist() == [content_of(images[i][0]) for i in range(5)]
     assert table["label"].to_pylist() == images.labels.tolist()
     np.testing.assert_array_equal(

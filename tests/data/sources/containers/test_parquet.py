@@ -200,8 +200,8 @@ def test_a_fork_does_not_wait_for_a_lock_of_its_parent(folder):
 
 
 def test_many_threads_and_a_pickled_copy(folder):
-    images = pickle.loads(pickle.dumps(open_images(folder)))
-    images._cache.memory = 1
+    files = [str(file) for file in sorted(folder.iterdir())]
+    images = pickle.loads(pickle.dumps(Parquet(files, "x", memory=1)))
     wrong = []
 
     def look(seed):
