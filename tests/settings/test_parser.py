@@ -274,14 +274,6 @@ def test_errors_are_in_the_users_words(line, said, capsys):
     assert "class '" not in shown
 
 
-def test_a_file_of_settings_that_there_is_not_names_the_nearest(tmp_path, capsys):
-    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
-    with pytest.raises(SystemExit):
-        cli.main(["train", "photos", "--config", str(tmp_path / "nine.yaml")])
-    said = capsys.readouterr().err
-    assert f"--config {tmp_path}/nine.yaml: there is no such file: did you mean {tmp_path}/mine.yaml?" in said
-
-
 def test_a_verb_that_there_is_not_names_the_nearest(capsys):
     with pytest.raises(SystemExit):
         cli.main(["trian"])
