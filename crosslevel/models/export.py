@@ -182,11 +182,11 @@ def _write_timm(encoder: Encoder, stream: BinaryIO, file: Path, normalize: bool,
     name = encoder.architecture
     call = f"timm.create_model({name!r}, num_classes=0{size}, checkpoint_path={str(file)!r})"
     if is_changed:
-        own = ["a stem for small images"] * bool(encoder.small_images)
-        own += [f"a width of {encoder.width:g}"] * (encoder.width != 1.0)
+        differences = ["a stem for small images"] * bool(encoder.small_images)
+        differences += [f"a width of {encoder.width:g}"] * (encoder.width != 1.0)
         changes = f"small_images={bool(encoder.small_images)}, width={encoder.width}"
         call = (
-            f"timm alone builds no {name} with {' and '.join(own)}: load the file with "
+            f"timm alone builds no {name} with {' and '.join(differences)}: load the file with "
             f"crosslevel.Encoder({name!r}, {changes}, weights={str(file)!r})"
         )
     return f"{call}; images: {_inputs(encoder)}"

@@ -1,4 +1,4 @@
-"""What the command line says of itself: help, and what a shell completes."""
+"""What the command line says of itself: help, what a shell completes, and the nearest file of settings."""
 
 import shutil
 import subprocess
@@ -68,3 +68,11 @@ def test_a_shell_completes_verbs_and_options(shell, capsys):
     checks = {"bash": ["bash", "-n"], "zsh": ["zsh", "-n"], "fish": ["fish", "--no-execute"]}
     if shutil.which(shell):
         subprocess.run([*checks[shell], "/dev/stdin"], input=said, text=True, check=True)
+
+
+def test_a_file_of_settings_that_there_is_not_names_the_nearest(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "photos", "--config", str(tmp_path / "nine.yaml")])
+    said = capsys.readouterr().err
+    assert f"--config {tmp_path}/nine.yaml: there is no such file: did you mean {tmp_path}/mine.yaml?" in said
