@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crosslevel.utils.errors import UserError
-from crosslevel.utils.tensors import load_safetensors
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -77,6 +76,8 @@ def load_head(file: Path) -> nn.Sequential:
         UserError: the file is damaged, or of something else.
 
     """
+    from crosslevel.utils.tensors import load_safetensors  # noqa: PLC0415  # a plain loop's two lines need torch alone
+
     state, metadata = load_safetensors(file)
     kind = next((head for head in get_args(Head) if head == metadata.get("head")), None)
     if kind is None:
