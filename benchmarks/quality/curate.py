@@ -7,7 +7,8 @@ r"""The value of `crosslevel curate`: labels for a classifier, and a tenth of a 
 
 **Labels.** A linear classifier on the features of n images that `curate` chose, and on those of n random ones. The
 features are those of --encoder, a run, or else of the first training below, which saw all images. Near-duplicates and
-outliers take no part, as in the command; random ones are drawn from all images.
+outliers take no part, as in the command; random ones are drawn from all images. "Of each class" is what the labels
+themselves would choose: as many images of each class, the most that a balanced choice can be worth.
 
 **A tenth.** For each seed three trainings that see --seen images in as many steps: on all images, on the tenth that
 `curate` chose by the features of the first, and on a random tenth; then a linear classifier on each one's features of
@@ -50,7 +51,9 @@ from shared import records
 from shared.beside import machine
 
 Subset = Literal["all", "random", "balanced"]
-HOWS: tuple[Strategy, ...] = ("random", "balanced", "typical", "diverse", "covering")
+Rule = Strategy | Literal["of each class"]
+HOWS: tuple[Rule, ...] = ("random", "balanced", "typical", "diverse", "covering", "of each class")
+"""The last one is a bound and no rule: as many random images of each class, by the labels."""
 TENTH: tuple[Subset, ...] = ("all", "random", "balanced")
 C = 10.0  # of the logistic regression, on features of length 1 that are standardized: the same for all
 USUAL = ("--encoder.width=0.25", "--batch_size=128", "--views.flip=0.5", "--monitor_every=0", "--report_html=false")
@@ -191,12 +194,23 @@ class Study:
         self.arguments.output.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
-def labelled(data: Features, n: int, rule: Strategy, seed: int) -> dict[str, float]:
+def labelled(data: Features, n: int, rule: Rule, seed: int) -> dict[str, float]:
     """A classifier on n labels: its accuracy, and how many classes these are of."""
-    among = torch.arange(len(data.features)) if rule == "random" else data.remaining
-    rows = among[choose(data.features[among], n, rule, seed)]
+    if rule == "of each class":
+        rows = in_turns(data.labels, n, seed)
+    else:
+        among = torch.arange(len(data.features)) if rule == "random" else data.remaining
+        rows = among[choose(data.features[among], n, rule, seed)]
     right = judged(data.features[rows], data.labels[rows], data.queries, data.truth)
     return {"accuracy": right, "classes": len(data.labels[rows].unique())}
+
+
+def in_turns(labels: torch.Tensor, n: int, seed: int) -> torch.Tensor:
+    """``n`` random images, one of each class in turn while it has any."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    classes = [order[labels[order] == c].tolist() for c in labels.unique().tolist()]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*classes))
+    return torch.tensor([row for row in turns if row is not None][:n])
 
 
 def judged(features: torch.Tensor, labels: torch.Tensor, queries: torch.Tensor, truth: torch.Tensor) -> float:
