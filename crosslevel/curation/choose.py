@@ -38,28 +38,31 @@ def choose(features: Float[Tensor, "N D"], n: int, how: Strategy = "balanced", s
     - random.
 
     Args:
-        features: of any length; their directions count.
+        features: of any length; their directions count, once the mean of all directions is taken away.
         n: how many; all where there are no more.
         how: one of these strategies.
         seed: of the random numbers.
 
     """
-    unit, generator = F.normalize(features, dim=1), seeded(seed)
+    generator, unit = seeded(seed), F.normalize(features, dim=1)
     if n >= len(unit):
         return torch.arange(len(unit))
+    middle = int((unit @ unit.mean(0)).argmax())
+    # What all features have in common says nothing, and behind a ReLU it is most of each: it is taken away.
+    unit = F.normalize(unit - unit.mean(0), dim=1)
     strategies: dict[str, Callable[[], Tensor]] = {
         "balanced": lambda: balanced(unit, n, generator),
         "typical": lambda: typical(unit, n, generator),
-        "diverse": lambda: farthest_first(unit, n),
+        "diverse": lambda: farthest_first(unit, n, middle),
         "covering": lambda: facility_location(unit, n, generator),
         "random": lambda: torch.randperm(len(unit), generator=generator)[:n],
     }
     return strategies[how]()
 
 
-def farthest_first(unit: Float[Tensor, "N D"], n: int) -> Int64[Tensor, " n"]:
-    """Start with the feature nearest the mean, then repeatedly add the one farthest from all those chosen."""
-    indices = [int((unit @ unit.mean(0)).argmax())]
+def farthest_first(unit: Float[Tensor, "N D"], n: int, first: int | None = None) -> Int64[Tensor, " n"]:
+    """Start with ``first``, or the feature nearest the mean, then add the one farthest from all those chosen."""
+    indices = [int((unit @ unit.mean(0)).argmax()) if first is None else first]
     nearest = unit @ unit[indices[0]]
     while len(indices) < n:
         nearest[indices[-1]] = math.inf

@@ -37,6 +37,17 @@ def test_small_crowds_are_not_missed_as_by_chance(how):
         assert found.max() <= 5
 
 
+@pytest.mark.parametrize("how", ["balanced", "covering"])
+def test_small_crowds_that_hardly_differ_from_the_mean_are_not_missed(how):
+    """As behind a ReLU: all features share a direction, and rare kinds, seldom trained on, hardly leave it."""
+    sizes = [300, 200, 120, 80, 20, 20, 20, 20, 20, 20]
+    features, owner = crowds(sizes, noise=0.05)
+    features = F.normalize(features, dim=1) * torch.where(owner < 4, 1.0, 0.1).unsqueeze(1)
+    shared = torch.full((features.shape[1],), 2.0)
+    rows = choose(features + shared, 30, how)
+    assert (owner[rows].bincount(minlength=10) > 0).all()
+
+
 def test_farthest_first_is_that_of_float64():
     features, _ = crowds([30, 10, 5], noise=0.4)
     x = F.normalize(features, dim=1)
