@@ -248,7 +248,7 @@ def test_on_gpus_each_worker_decodes_with_its_share_of_the_cores(tmp_path, monke
     assert set(pools) == {("_EvalJob", 2), ("_Job", 2)}
     said = capsys.readouterr().out
     assert "cuda: GPUs of the cluster, fp32 (as set)" in said
-    assert "1 features added to" in said
+    assert "1 feature added to" in said
     assert "19 were there" in said
 
 

@@ -23,6 +23,7 @@ def test_no_rule_reads_a_label_or_a_name():
     known = {"images", "epochs", "devices", "device", "minutes", "images_a_second", "optimizer", "sgd_rate", "batch"}
     # The network: whether it starts from weights, and its family; the method: the optimizer it prefers.
     known |= {"pretrained", "modern", "preferred"}
+    known |= {"size", "requested"}  # images of a batch: of all that there are, and as many as were asked for
     assert len(rules) >= 9
     assert names <= known | {"steps", "view"}
 

@@ -30,6 +30,7 @@ def last_words(monkeypatch, tmp_path_factory):
             if word in data:
                 file = os.open(folder / str(os.getpid()), os.O_WRONLY | os.O_CREAT)
                 os.dup2(file, 2)
+                faulthandler.disable()  # enabled twice, it would not take signals back that a library took meanwhile
                 faulthandler.enable(file)
                 os.kill(os.getpid(), number)
         if b"HUNGRY" in data:

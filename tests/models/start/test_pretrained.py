@@ -145,7 +145,7 @@ def test_what_a_config_may_not_say(tmp_path, theirs):
     for extra in ({"checkpoint_path": "/etc/passwd"}, {"pretrained_cfg": {"url": "http://x"}}, {"img_size": {"a": 1}}):
         config = {"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": {}, "model_args": extra}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(UserError, match=f"encoder.arguments: {next(iter(extra))}=.* is not what a network is"):
+        with pytest.raises(UserError, match=f"encoder.arguments: {next(iter(extra))}=.* is no argument that a network"):
             open_encoder(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "os.system"}))
     with pytest.raises(UserError, match=r"it holds 'os.system', which is no model of timm"):
