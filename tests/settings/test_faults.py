@@ -7,7 +7,6 @@ import yaml
 from run_samples import write_images
 from table_samples import write_encoder
 
-from crosslevel import cli
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.open import open_images
 from crosslevel.data.sources.turntable.dataset import Turntable
@@ -61,11 +60,3 @@ def test_a_bare_value_error_is_no_mistake_of_the_users(place, home, monkeypatch,
     assert end.value.code == 70
     assert "Traceback" in said
     assert "not thought of: this is a fault of Crosslevel's" in said.splitlines()[-1]
-
-
-def test_a_file_of_settings_that_there_is_not_names_the_nearest(tmp_path, capsys):
-    (tmp_path / "mine.yaml").write_text("epochs: 1\n")
-    with pytest.raises(SystemExit):
-        cli.main(["train", "photos", "--config", str(tmp_path / "nine.yaml")])
-    said = capsys.readouterr().err
-    assert f"--config {tmp_path}/nine.yaml: there is no such file: did you mean {tmp_path}/mine.yaml?" in said
