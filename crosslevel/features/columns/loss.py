@@ -85,8 +85,8 @@ class Objective(NamedTuple):
 
     def __str__(self) -> str:
         return (
-            f"of the run's views by {self.compared}, temperature {self.temperature:g}, among at most {BATCH} images, the "
-            f"mean of {DRAWS} draws"
+            f"of the run's views by {self.compared}, temperature {self.temperature:g}, among at most {BATCH} images, "
+            f"the mean of {DRAWS} draws"
         )
 
     def described(self) -> dict[str, Any]:
