@@ -88,12 +88,13 @@ def curate(
     """
     console, file = printer(quiet), None if output is None else _file(output, table)
     runtime = Runtime(devices.choose(device, "fp32"))
-    opened, _ = open_collection(table, images, runtime, console, least=2, data_root=data_root)
+    source = None if images is None else parse(images)
+    opened, _ = open_collection(table, source, runtime, console, least=2, data_root=data_root)
     if n is not None and not 1 <= n <= opened.rows:
         raise UserError(f"n={n}: {table} has {opened.rows:,} rows: give 1 to {opened.rows:,}")
     if threshold is not None and not 0 < threshold <= 1:
         raise UserError(f"threshold={threshold}: a cosine between 0 and 1")
-    pictures = Pictures(opened, images, data_root)
+    pictures = Pictures(opened, source, data_root)
     with progress_bar(console) as bar:
         task = bar.add_task("looking at pictures", total=None)
         findings = findings_of(

@@ -170,6 +170,7 @@ def evaluate(
     runtime = Runtime(choose(device, precision), workers, batch_size)
     session = session_of(run, beside or [], output, cache, runtime, seed, quiet)
     subject = subject_of(session, data, settings.names, branches, shots)
+    say(session.console, f"device: {runtime.hardware.reason}")
     figures = _figures(session, data, settings, subject)
     _explain(session, data, settings, subject)
     _farewell(session, subject, time.monotonic() - start_time)

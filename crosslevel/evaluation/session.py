@@ -71,11 +71,10 @@ class Session:
 def session_of(
     run: str, beside: Sequence[str], output: str | None, cache: bool, runtime: Runtime, seed: int, quiet: bool
 ) -> Session:
-    """Load the encoder and its baselines, and print the device."""
+    """Load the encoder and its baselines, and print their licences."""
     folder = run_dir_of(run)
     console, encoder = printer(quiet), open_encoder(run)
     baselines = {title_of(name): open_encoder(name) for name in beside}
-    console.print(f"device: {runtime.hardware.reason}", highlight=False)
     for loaded in dict.fromkeys(each.loaded for each in (encoder, *baselines.values())):
         say(console, loaded)
     file = Path(output) if output else (folder or Path()) / FILE

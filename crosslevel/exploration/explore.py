@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from crosslevel.curation.findings import findings_of
+from crosslevel.data.uri import parse
 from crosslevel.exploration.collection import Collection, columns_of
 from crosslevel.exploration.export import export_page
 from crosslevel.exploration.layout import lay_out
@@ -97,8 +98,9 @@ def gather(
     data_root: str | None = None,
 ) -> Collection:
     """The points, columns and pictures of a table."""
-    opened, _ = open_collection(table, images, Runtime(choose(device, "fp32")), console, least=2, data_root=data_root)
-    pictures, rows = Pictures(opened, images, data_root), torch.arange(opened.rows)
+    source, runtime = None if images is None else parse(images), Runtime(choose(device, "fp32"))
+    opened, _ = open_collection(table, source, runtime, console, least=2, data_root=data_root)
+    pictures, rows = Pictures(opened, source, data_root), torch.arange(opened.rows)
     if opened.rows > sample:
         generator = seeded(seed)
         rows = torch.randperm(opened.rows, generator=generator)[:sample].sort().values

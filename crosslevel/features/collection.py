@@ -11,7 +11,7 @@ from rich.console import Console
 
 from crosslevel.data.index_cache import cache_folder
 from crosslevel.data.open import open_images
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source, parse
 from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import settings_of, suited
@@ -27,7 +27,7 @@ PICTURES = 96  # pixels of that table's thumbnails
 
 def open_collection(
     table: str,
-    images: str | None,
+    images: Source | None,
     runtime: Runtime,
     console: Console,
     run: str | None = None,
@@ -64,7 +64,7 @@ def open_collection(
     if source is None:
         raise UserError(f"{table} is an encoder, not a table: give --images, the images to look at")
     encoder = open_encoder(table)
-    parsed = suited(parse(source).absolute(), encoder)
+    parsed = suited(source.absolute(), encoder)
     request = parsed.text
     file = _cached_table(encoder.identity(), request) if run_dir is None else run_dir / TABLE
     if file.is_file():
@@ -74,8 +74,8 @@ def open_collection(
                 say(console, encoder.loaded)  # embed says it where the table is made
                 say(console, f"the features are those in {file}")
                 return open_table(file, least), table
-            say(console, f"{source}: images have come, gone or changed")
-    say(console, f"making {file}, the features of {source}: once")
+            say(console, f"{source.text}: images have come, gone or changed")
+    say(console, f"making {file}, the features of {source.text}: once")
     file.parent.mkdir(parents=True, exist_ok=True)
     hardware = runtime.hardware
     embed(
@@ -91,7 +91,7 @@ def _cached_table(encoder: str, images: str) -> Path:
     return cache_folder() / "collections" / f"{digest[:24]}.parquet"
 
 
-def _trained_on(run_dir: Path) -> tuple[str, str | None]:
+def _trained_on(run_dir: Path) -> tuple[Source, str | None]:
     """The images that a run was trained on, and the folder of official files, from its settings."""
     settings = settings_of(run_dir)
     images, root = settings.get("images"), settings.get("data_root")
@@ -104,4 +104,4 @@ def _trained_on(run_dir: Path) -> tuple[str, str | None]:
             f"{run_dir} was trained on objects cut out of images: crosslevel embed {run_dir} {images} --crops "
             "-o features.parquet, and give that table in its place"
         )
-    return images, root if isinstance(root, str) else None
+    return parse(images), root if isinstance(root, str) else None

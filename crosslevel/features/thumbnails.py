@@ -22,7 +22,7 @@ from crosslevel.data.decode import decode, read_image
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_images
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source, parse
 from crosslevel.features.table import IMAGE, FeatureTable
 from crosslevel.utils.errors import BadImage, SourceError, UserError
 from crosslevel.utils.tensors import as_rgb
@@ -79,10 +79,11 @@ class Pictures:
 
     """
 
-    def __init__(self, table: FeatureTable, images: str | None = None, data_root: str | None = None) -> None:
+    def __init__(self, table: FeatureTable, images: Source | None = None, data_root: str | None = None) -> None:
         self.table = table
-        self.root: str | None = images if images is not None and os.path.isdir(images) else table.metadata.get("root")
-        self._source_text, self._data_root = images, data_root
+        folder = None if images is None or not os.path.isdir(images.text) else images.text
+        self.root: str | None = folder or table.metadata.get("root")
+        self._moved, self._data_root = images, data_root
 
     @property
     def has_thumbnails(self) -> bool:
@@ -147,14 +148,14 @@ class Pictures:
     @cached_property
     def _source(self) -> Images | None:
         """The table's source, for images that are no files."""
-        source = self._source_text or self.table.metadata.get("images")
+        source = self._moved or self.table.metadata.get("images")
         # A table may come from anybody: the paths in it are read from this machine only.
-        if source is None or (self._source_text is None and "://" in source):
+        if source is None or (isinstance(source, str) and "://" in source):
             return None
         try:
             return open_images(source, data_root=self._data_root)
         except (SourceError, OSError):
-            if self._source_text is not None:
+            if self._moved is not None:
                 raise
             return None
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.decoding.formats import can_be_image
 from crosslevel.data.sources.folder import Files, folder
+from crosslevel.data.uri import Source, parse
 from crosslevel.features.collection import open_collection
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.features.pieces import text
@@ -108,8 +109,9 @@ def search(
         raise UserError(f"k={k}: at least 1")
     console, written = printer(quiet), None if output is None else output_files(output)
     runtime = Runtime(choose(device, precision), workers, batch_size)
-    searched, run = open_collection(table, images, runtime, console, run, data_root=data_root)
-    queries = _queries(searched, query, images, run, runtime, console)
+    source = None if images is None else parse(images)
+    searched, run = open_collection(table, source, runtime, console, run, data_root=data_root)
+    queries = _queries(searched, query, source, run, runtime, console)
     say(console, queries.loaded if run != table else "")  # otherwise the table's encoder has said it
     depth = min(k + any(row >= 0 for row in queries.rows), searched.rows)  # a query from the table finds itself
     find = finder(searched, index, queries.projection, console)
@@ -120,7 +122,7 @@ def search(
     many = f"{len(results):,} {'query' if len(results) == 1 else 'queries'}"
     say(console, f"{many} among {searched.rows:,} images, {1000 * took / len(results):,.1f} ms each")
     if written is not None:
-        pictures = Pictures(searched, images, data_root)
+        pictures = Pictures(searched, source, data_root)
         for line in write_results(written, searched, results, queries.pictures, pictures):
             say(console, line)
     else:
@@ -129,7 +131,7 @@ def search(
 
 
 def _queries(
-    table: FeatureTable, query: str, images: str | None, run: str | None, runtime: Runtime, console: Console
+    table: FeatureTable, query: str, images: Source | None, run: str | None, runtime: Runtime, console: Console
 ) -> Queries:
     if os.path.isdir(query):
         files = folder(query).files
@@ -166,7 +168,7 @@ def _queries(
     return Queries(features.features, names, rows, [source[i][0] for i in indices[:100]], loaded=encoder.loaded)
 
 
-def _own_rows(table: FeatureTable, images: str | None, files: list[str]) -> list[int]:
+def _own_rows(table: FeatureTable, images: Source | None, files: list[str]) -> list[int]:
     """The row that each file's image is in the table, by its path; -1 where it is none."""
     root, row_of = Pictures(table, images).root, {path: row for row, path in enumerate(table.paths)}
     rows = []

@@ -119,7 +119,7 @@ def prepare(
         logging: settings of logs and checkpoints.
         makers: factories of the networks, the losses and the views.
         watch: another program that measures in place of the monitor.
-        console: prints the chosen device.
+        console: prints the chosen device, once the images are there.
         resumed: whether a run is continued.
 
     Raises:
@@ -127,7 +127,6 @@ def prepare(
 
     """
     start_time = time.monotonic()
-    say(console, f"device: {runtime.hardware.reason}")
     reading = data.images.reading
     base = bases(makers.encoder, makers.cld, makers.views, runtime.seed, reading.channels)
     base.encoder.reads = reads_of(reading)
@@ -136,7 +135,7 @@ def prepare(
     if data.hold_out is None and (resumed or watch is not None):
         data = replace(data, hold_out=0)  # a continued run has the number in its settings
     data = replace(data, workers=workers_of(data.workers))
-    feed = _feed(data, base.encoder, base.views, watch, runtime.seed, console)
+    feed = _feed(data, base.encoder, base.views, watch, runtime, console)
     data = replace(data, hold_out=0 if feed.held_out_images is None else len(feed.held_out_images))
     components = assemble(base, makers.method, feed.length, makers.share_hidden, makers.gh)
     say(console, components.method.loaded)
@@ -159,7 +158,7 @@ def keep_settings(job: Job, folder: Run) -> None:
         write_list(job.feed.opened, folder.subset)
 
 
-def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed: int, console: Console) -> Feed:
+def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, runtime: Runtime, console: Console) -> Feed:
     """Open the source; fit encoder and views to the size of its images; pack small ones."""
     if watch is not None:
         opened: Images | ImageStream = watch.part(
@@ -169,7 +168,8 @@ def _feed(data: Data, encoder: Encoder, views: Views, watch: Watch | None, seed:
         opened = open_images(data.images, data_root=data.data_root, crops=data.crops, streams=True)
     bad_files = BadFiles() if isinstance(opened, ImageStream) else opened.bad_files()
     total = length(opened, data.epoch_size)
-    training, held_out_images, choices = split_held_out(opened, data.hold_out, seed)
+    training, held_out_images, choices = split_held_out(opened, data.hold_out, runtime.seed)
+    say(console, f"device: {runtime.hardware.reason}")
     source = prepared(training, encoder, views, data.memory, bad_files, console)
     return Feed(opened, source, bad_files, total, held_out_images, choices)
 

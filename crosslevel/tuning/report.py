@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crosslevel import report
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source
 from crosslevel.report import Block, Cell, cell
 from crosslevel.settings import describe as trees
 from crosslevel.tuning import finals
@@ -41,7 +41,7 @@ NOTE = (
 )
 
 
-def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], console: Console) -> None:
+def leave(study: Study, plan: Plan, source: Source, settings: dict[str, Any], console: Console) -> None:
     """Write the best settings, the table of trials and the page; print the table.
 
     Raises:
@@ -56,13 +56,13 @@ def leave(study: Study, plan: Plan, images: str, settings: dict[str, Any], conso
     best = finals.best(trials, plan)
     if best is not None:
         tree = best_settings(settings, {name: best.params[name] for name in plan.space if name in best.params})
-        trees.write({**tree, "images": parse(images).absolute().text}, plan.folder / BEST)
+        trees.write({**tree, "images": source.absolute().text}, plan.folder / BEST)
     console.print(_printed(trials, plan))
     page = report.page(
         plan.folder / PAGE,
         f"Search {plan.folder.name}",
         blocks(trials, plan, best),
-        f"{images} · {summary(study, plan)} · {time.strftime('%Y-%m-%d')}",
+        f"{source.text} · {summary(study, plan)} · {time.strftime('%Y-%m-%d')}",
         verdict(trials, plan, best) if best is not None else "No trial came to its end.",
     )
     if best is None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from crosslevel.data.images import Images
 from crosslevel.data.open import open_unlabelled
 from crosslevel.data.sources.annotated.object_crops import Crops
-from crosslevel.data.uri import parse
+from crosslevel.data.uri import Source, parse
 from crosslevel.settings import describe as settings
 from crosslevel.settings import trust
 from crosslevel.training import defaults
@@ -96,7 +96,8 @@ def tune(
     study = _study()
     console = printer(settings.get("quiet", False))
     effort = Effort(budget, trials, sampler, pruning, finalists)
-    plan = _plan(images, search, output, storage, effort, settings, console)
+    source = parse(images)
+    plan = _plan(source, search, output, storage, effort, settings, console)
     if jobs < 1:
         raise UserError(f"jobs={jobs}: give at least 1")
     searching = study.Search(plan)
@@ -110,9 +111,9 @@ def tune(
             except BaseException:
                 # The results so far are shown, whatever ended the search.
                 with contextlib.suppress(ValueError):
-                    results.leave(searching.study, plan, images, settings, console)
+                    results.leave(searching.study, plan, source, settings, console)
                 raise
-            results.leave(searching.study, plan, images, settings, console)
+            results.leave(searching.study, plan, source, settings, console)
     finally:
         searching.close()
     return plan.folder
@@ -138,7 +139,7 @@ def _study() -> Any:
 
 
 def _plan(
-    images: str,
+    source: Source,
     search: list[str] | None,
     output: str | None,
     storage: str | None,
@@ -149,13 +150,13 @@ def _plan(
     """The plan of all workers; ``config`` gets the epochs and the batch size that all trials share."""
     budget, finalists = effort.settled(config["epochs"], config["minutes"])
     crops = None if config["crops"] is None else Crops(**config["crops"])
-    source = open_unlabelled(images, data_root=config["data_root"], crops=crops)
-    part, _ = trial.divided(source, config["seed"])
+    images = open_unlabelled(source, data_root=config["data_root"], crops=crops)
+    part, _ = trial.divided(images, config["seed"])
     _choose_length(config, len(part))
     epochs, warmup = config["epochs"], config["warmup_epochs"]
     space = ranges.parse(search, config) if search else ranges.default_space(config, len(part))
-    identity = _identity(images, source)
-    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(images, config)}-{identity[-6:]}"
+    identity = _identity(source, images)
+    folder = Path(output) if output else Path("runs") / "tune" / f"{_name(source, config)}-{identity[-6:]}"
     starts, as_given = _starts(space, config, console)
     agreed = {
         **{name: value for name, value in config.items() if name not in ranges.MACHINE},
@@ -164,13 +165,13 @@ def _plan(
         "sampler": effort.sampler,
         "pruning": effort.pruning,
     }
-    bad_files = source.bad_files()
+    bad_files = images.bad_files()
     if len(bad_files):
-        say(console, bad_files.summary(len(source)))
+        say(console, bad_files.summary(len(images)))
     return Plan(
         folder=folder, storage=url(storage, folder), space=space, start=starts, epochs=epochs, budget=budget,
         trials=effort.trials, sampler=effort.sampler, pruning=effort.pruning, seed=config["seed"], agreed=agreed,
-        as_given=as_given, finalists=finalists, images=len(source), bad_files=bad_files,
+        as_given=as_given, finalists=finalists, images=len(images), bad_files=bad_files,
         warmup=max(defaults.warmup_epochs(epochs).value if warmup is None else warmup, epochs / 3),
     )  # fmt: skip
 
@@ -200,22 +201,23 @@ def _starts(
     return starts, not beyond
 
 
-def _identity(images: str, source: Images) -> str:
+def _identity(source: Source, images: Images) -> str:
     """The identity of the collection: the number of its images, and a hash of their names.
 
     For a data set by name, the name counts as well, since its file names do not depend on its settings. Nothing that
     may differ between machines with the same images counts.
     """
-    digest = hashlib.sha256("\n".join(source.paths).encode(errors="surrogateescape"))
-    if parse(images).kind == "name":
-        digest.update(images.encode())
-    return f"{len(source)} images, {digest.hexdigest()[:12]}"
+    digest = hashlib.sha256("\n".join(images.paths).encode(errors="surrogateescape"))
+    if source.kind == "name":
+        digest.update(source.text.encode())
+    return f"{len(images)} images, {digest.hexdigest()[:12]}"
 
 
-def _name(images: str, config: dict[str, Any]) -> str:
-    stem = Path(images).resolve().stem if os.path.exists(images) else images.split(",", maxsplit=1)[0]
-    source = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "images"
-    return f"{source}-{ranges.method_of(config).__name__.lower()}"
+def _name(source: Source, config: dict[str, Any]) -> str:
+    text = source.text
+    stem = Path(text).resolve().stem if os.path.exists(text) else text.split(",", maxsplit=1)[0]
+    name = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "images"
+    return f"{name}-{ranges.method_of(config).__name__.lower()}"
 
 
 def _work(

@@ -119,6 +119,8 @@ def test_no_folder_has_more_than_twelve_files():
     for folder in {file.parent for file in [*FILES, *outside]}:
         files = [file.name for file in folder.glob("*.py") if file.name != "__init__.py"]
         assert len(files) <= FOLDER, folder
+    for folder in {file.parent for file in (ROOT / "crosslevel").rglob("*.yaml")}:
+        assert len(list(folder.glob("*.yaml"))) <= FOLDER, folder
 
 
 @pytest.mark.parametrize(

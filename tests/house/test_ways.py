@@ -128,18 +128,18 @@ def test_a_number_visits_three_rooms(value, given, first):
 
 def parsed_by(call):
     """The texts that are parsed as sources, in order."""
-    texts = []
+    texts, before = [], sys.gettrace()
 
-    def watch(frame, event, argument):
+    def watch(frame, event, argument):  # called at calls alone, as it returns nothing
         code = frame.f_code
-        if event == "call" and code.co_name == "parse" and code.co_filename == f"{PACKAGE}/data/uri.py":
+        if code.co_name == "parse" and code.co_filename == f"{PACKAGE}/data/uri.py":
             texts.extend(text for text in (frame.f_locals["text"],) if not isinstance(text, Source))
 
-    sys.setprofile(watch)
+    sys.settrace(watch)
     try:
         call()
     finally:
-        sys.setprofile(None)
+        sys.settrace(before)
     return texts
 
 
@@ -164,3 +164,31 @@ def test_a_verb_parses_each_source_once(tmp_path, call, sources):
     """At its entrance: from there on only the object travels."""
     run = str(random_encoder(tmp_path / "run"))
     assert parsed_by(lambda: call(run)) == sources
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda run: crosslevel.curate(run, images="photos", outliers="keep", quiet=True),
+        lambda run: crosslevel.search(run, "photos/a/0.png", images="photos", quiet=True),
+        lambda run: crosslevel.explore(run, images="photos", export="page", quiet=True),
+    ],
+    ids=["curate", "search", "explore"],
+)
+def test_a_verb_that_has_embed_make_its_table_parses_the_source_once_and_embed_does(tmp_path, call):
+    """Afterwards the table is there; what its metadata names is parsed where pictures are read."""
+    run = str(random_encoder(tmp_path / "run"))
+    full = str(tmp_path / "photos")
+    assert parsed_by(lambda: call(run))[:2] == ["photos", full]
+    assert parsed_by(lambda: call(run)).count("photos") == 1
+
+
+def test_a_search_parses_its_source_once():
+    """Each trial is a process of its own, which is handed the text."""
+
+    def scores(*given):
+        yield {"combined": 0.5, "effective_rank": 5.0, "mrr": 0.5}
+
+    images = "turntable:train,classes=2,objects=20,frames=4,size=16,imbalance=2"
+    less = {"trials": 1, "epochs": 1, "device": "cpu", "quiet": True}
+    assert parsed_by(lambda: crosslevel.tune(images, output="search", training=scores, **less)) == [images]

@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
 def every() -> list[Recipe]:
     """All recipes, by data set and name."""
     folder = Path(str(files(__package__)))
-    read = [_read(file) for file in folder.glob("*.yaml")]
+    read = [_read(file) for file in folder.glob("*/*.yaml")]
     return sorted(read, key=lambda recipe: (DATA_SETS.index(recipe.name.split("-", 1)[0]), recipe.name))
 
 
