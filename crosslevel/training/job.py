@@ -81,7 +81,7 @@ class Job:
         changed = folder.changed_images(self.feed.opened)
         if changed and self.components.method.per_image:
             raise UserError(
-                f"{changed}: {type(self.components.method).__name__} remembers each image, and cannot go on with "
+                f"{changed}: {type(self.components.method).__name__} remembers each image, and cannot continue with "
                 "others: bring them back, or start a new run"
             )
         return changed and f"{changed}: it continues with the images as they are now, and other losses"

@@ -124,8 +124,8 @@ def _progress(searching: Search) -> str:
     try:
         ended = len(results.ended(searching.study))
     except Exception:  # any library behind the study may fail, and the search ends anyway
-        return "the same command goes on"
-    return f"{ended:,} trials have ended and are kept; the same command goes on"
+        return "the same command continues there"
+    return f"{ended:,} trials have ended and are kept; the same command continues there"
 
 
 def _study() -> Any:

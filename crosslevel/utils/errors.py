@@ -46,7 +46,7 @@ class Interrupted(CrosslevelError, RuntimeError):
     """A signal ended a run after it was saved: ``signal`` is its number, ``folder`` the run's folder."""
 
     def __init__(self, signal: int, folder: str) -> None:
-        super().__init__(f"stopped by signal {signal}: crosslevel train --resume {folder} goes on")
+        super().__init__(f"stopped by signal {signal}: crosslevel train --resume {folder} continues it")
         self.signal, self.folder = signal, folder
 
     @property

@@ -147,7 +147,7 @@ def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
     os.kill(ranks_of(process)[0], signal.SIGKILL)
     error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
-    assert "goes on" in error or "failed" in error  # it was killed, and not at its end
+    assert "continues it" in error or "failed" in error  # it was killed, and not at its end
     assert losses(run) == losses(undisturbed)
 
 

@@ -102,22 +102,23 @@ class Pool(Generic[Result]):
         if self._loader is None:
             # Without a batch size each key makes one whole batch in the worker: collating single small images in
             # the main process costs more than decoding them.
-            self._loader = DataLoader(
-                self.job,
-                batch_size=None,
-                sampler=self._feed,
-                num_workers=self.workers,
-                collate_fn=_unchanged,
-                worker_init_fn=_Begin(self._board, self._lost),
-                multiprocessing_context=_start(),
-                persistent_workers=self.persistent,
-                pin_memory=torch.cuda.is_available(),
-            )
+            with _any_number():
+                self._loader = DataLoader(
+                    self.job,
+                    batch_size=None,
+                    sampler=self._feed,
+                    num_workers=self.workers,
+                    collate_fn=_unchanged,
+                    worker_init_fn=_Begin(self._board, self._lost),
+                    multiprocessing_context=_start(),
+                    persistent_workers=self.persistent,
+                    pin_memory=torch.cuda.is_available(),
+                )
         # torch would raise that a process has died wherever this one is, such as in the middle of a step; without its
         # handler that is raised where results are waited for (`_noticed`).
         ended = getattr(signal, "SIGCHLD", None)
         before = None if ended is None else signal.getsignal(ended)
-        with without_main():  # whatever the main module is
+        with without_main(), _any_number():  # whatever the main module is
             iterator = iter(self._loader)
         if ended is not None and threading.current_thread() is threading.main_thread():
             torchs = getattr(before, "__module__", "").startswith("torch.utils.data")  # of another loader
@@ -159,6 +160,14 @@ class Pool(Generic[Result]):
                 ) from error
             trace.refused[path] = f"its decoder crashed the process that read it: {message}"
             warnings.warn(f"{name}: its decoder crashed the process that read it ({message}): left out", stacklevel=2)
+
+
+@contextmanager
+def _any_number() -> Iterator[None]:
+    """Without torch's warning: whoever requests more processes than cores has a reason."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        yield
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def check_step(fabric: Fabric, step: int) -> None:
     first, last = -int(ends[0]), int(ends[1])
     if first != last:
         raise MachineError(
-            f"the processes go on from different checkpoints (of step {first} and of step {last}): give all of them "
+            f"the processes would continue from different checkpoints (of step {first} and of step {last}): give all of them "
             "the same --run, on a disk that they share"
         )
 

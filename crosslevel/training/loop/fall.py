@@ -74,7 +74,7 @@ class FallGuard:
             line = (
                 f"step {self.module.step}: the features fall: {TEXT[name].format(now)}, {then} at the start: stopped, "
                 f"and the encoder of step {step} is left ({TEXT[name].format(best)}): lower --lr or --encoder_rate, "
-                "or train less of it (--encoder.train last:4, norm or lora); --stop_fall false goes on"
+                "or train less of it (--encoder.train last:4, norm or lora); --stop_fall false trains to the end"
             )
             say(self.console, line)
             with self.run.warnings.open("a", encoding="utf-8") as file:

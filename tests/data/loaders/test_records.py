@@ -1,6 +1,7 @@
 """Records of images: one for each that can be read, whoever reads them."""
 
 import hashlib
+import os
 from typing import NamedTuple
 
 import pytest
@@ -30,8 +31,8 @@ class Growing(Numbered):
         return super().__getitem__(i)[0].repeat(1, i + 1, 1)[:, : i + 1], 7
 
 
-@pytest.mark.parametrize("workers", [0, 2, None])
-def test_each_readable_image_has_one_record_in_order(workers):
+@pytest.mark.parametrize("workers", [0, 2, os.cpu_count() + 1, None], ids=["none", "two", "more than cores", "auto"])
+def test_each_readable_image_has_one_record_in_order(workers, recwarn):
     images, bad_files = Growing(11, bad=(0, 4, 5)), BadFiles()
     parts = list(records(images, facts, 3, bad_files=bad_files, workers=workers))
     readable = [1, 2, 3, 6, 7, 8, 9, 10]
@@ -41,6 +42,7 @@ def test_each_readable_image_has_one_record_in_order(workers):
     assert columns.total.tolist() == [3 * (i + 1) * 5 * i for i in readable]
     assert all(isinstance(part.columns, Facts) for part in parts)
     assert sorted(bad_files.reasons) == ["n/0", "n/4", "n/5"]
+    assert not recwarn.list
 
 
 def test_a_part_without_any_readable_image_is_left_out():

@@ -98,7 +98,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_offered(copied, capsys
     said = refused([f"--resume={copied}", "--epochs=3"], capsys)
     assert str(copied.last) in said
     offered = f"cp {copied.previous} {copied.last}"
-    assert f"previous.ckpt beside it is whole (step 3); to go on from there: {offered}, then --resume again" in said
+    assert f"previous.ckpt beside it is whole (step 3); to continue from there: {offered}, then --resume again" in said
     shutil.copy(copied.previous, copied.last)
     run(train, [f"--resume={copied}", "--epochs=3"])
     assert list(losses(copied.path)) == list(range(1, 10))

@@ -102,7 +102,7 @@ def test_a_damaged_part_is_named_with_the_checkpoint_that_is_whole(found, tmp_pa
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    whole = r"previous\.ckpt beside it is whole \(step 2\); to go on from there: cp \S+ \S+, then --resume again$"
+    whole = r"previous\.ckpt beside it is whole \(step 2\); to continue from there: cp \S+ \S+, then --resume again$"
     with pytest.raises(UserError, match=rf"{parts.name} is damaged.*__1_0.distcp.*; {whole}"):
         checkpoints.read(run)
     (parts / ".metadata").write_bytes(pickle.dumps(os.system))
