@@ -187,7 +187,9 @@ def _offer(run: Run) -> str:
             step = state["global_step"]
             parts_of(run, state, check=True)
             move = f"cp {shlex.quote(str(file))} {shlex.quote(str(run.last))}"
-            return f"{file.name} beside it is whole (step {step:,}); to continue from there: {move}, then --resume again"
+            return (
+                f"{file.name} beside it is whole (step {step:,}); to continue from there: {move}, then --resume again"
+            )
     return ""
 
 

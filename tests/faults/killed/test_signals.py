@@ -137,7 +137,10 @@ def test_tune_keeps_its_study(home, tmp_path, number, to):
     code, said = asked_to_end(tmp_path, lambda: run(tune, arguments, training=training), pauses.append, number, to)
     name = signal.Signals(number).name
     # The second trial was cut off, which is an end as well.
-    assert said == f"crosslevel tune: stopped by {name}: 2 trials have ended and are kept; the same command continues there\n"
+    assert (
+        said
+        == f"crosslevel tune: stopped by {name}: 2 trials have ended and are kept; the same command continues there\n"
+    )
     assert code == 128 + number
     run(tune, arguments, training=training)  # where nothing pauses
     with open(tmp_path / "t" / "trials.csv", newline="") as table:
