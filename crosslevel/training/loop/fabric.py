@@ -139,8 +139,8 @@ def check_step(fabric: Fabric, step: int) -> None:
     first, last = -int(ends[0]), int(ends[1])
     if first != last:
         raise MachineError(
-            f"the processes would continue from different checkpoints (of step {first} and of step {last}): give all of "
-            "them the same --run, on a disk that they share"
+            f"the processes would continue from different checkpoints (of step {first} and of step {last}): give all "
+            "of them the same --run, on a disk that they share"
         )
 
 
