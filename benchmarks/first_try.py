@@ -2,34 +2,38 @@
 
 python benchmarks/first_try.py DATA [--budgets 1 4 16] [--seeds 0 1] [--only clothing] [--voc VOC2007:trainval]
 
-DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/test. A budget is 100,000 images seen (a
-few minutes of two cores), four times and sixteen times that; the second seed is trained at the smallest. Every cell is
-one training in its own process, by the default command with --epochs and --encoder.width 0.25 (and, as the column says,
---cld.weight 0 or the best options that anybody found for that collection, `BEST`). Cells that the record has with the
-same command and the same rules (`rules`) are not run again; benchmarks/results/first_try.json is the record,
-first_try.md the table.
+DATA holds cifar10-jpeg/train, cifar10-jpeg/test and clothing/train, clothing/test. A budget is 40,000 images seen (a
+few minutes of two cores; of views of 128 pixels a quarter as many), four times and sixteen times that; the second seed
+is trained at the smallest. Every cell is one training in its own process, by the default command with --epochs and
+--encoder.width 0.25 (and, as the column says, --cld.weight 0 or the best options that anybody found for that
+collection, `BEST`). Cells that the record has with the same command and the same rules (`rules`) are not run again; a
+killed training continues; one that fails is named at the end. benchmarks/results/first_try.json is the record,
+first_try.md the table. Two calls with different --only share the work.
 
 The row "lightly" is the SimCLR tutorial of lightly 1.5 (ResNet-18 of the same width, its transform with
 gaussian_blur=0, vf_prob=0.5 and rr_prob=0.5, batch 256, SGD 0.06, decay 5e-4, cosine) on the clothing photographs, for
-the seconds that the default took there; it needs pip install lightly.
+the seconds that the default took there by the record; it needs pip install lightly.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import inspect
 import itertools
 import json
 import statistics
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from quality import plates
+from quality.collection_list import IMAGES_SEEN, Collection, collections
 from quality.paper import trained
 from shared import records
 from shared.beside import machine
@@ -50,22 +54,20 @@ from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose as device
 
-IMAGES_SEEN = 100_000
 COLUMNS = {"raw pixels": None, "untrained": None, "default, no CLD": ["--cld.weight=0"], "default": [], "best": None}
-BEST: dict[str, list[str]] = {}
-"""Options that beat the default somewhere, by collection: none that anybody has found yet."""
+FORMER = ["--views.scale=[0.2,1]", "--method.temperature=0.2", "--encoder.zero_init_last=true", "--views.flip=0.5"]
+BEST: dict[str, list[str]] = {
+    "CIFAR-10 (JPEG)": FORMER,
+    "500 images": FORMER,
+    "turntable": [
+        "--method=MoCo", "--method.online=2", "--method.queue=1024", "--method.momentum=0.99",
+        "--method.temperature=0.1", "--optimizer=adamw", "--lr=0.002", "--batch_size=64",
+    ],
+}  # fmt: skip
+"""Options that were better than the default in some training (benchmarks/results/defaults.json), by collection."""
 
 FIGURES = ("knn", "knn_balanced", "linear", "linear_balanced", "few_shot")
 SHOTS, DRAWS = 5, 20
-
-
-class Collection(NamedTuple):
-    """Images to train on, labelled images as bank and test, and options that the collection itself needs."""
-
-    train: str
-    bank: str
-    test: str
-    options: tuple[str, ...] = ()
 
 
 def main() -> None:
@@ -86,77 +88,36 @@ def main() -> None:
         one(json.loads(arguments.one))
         return
     record = Path(arguments.output).with_suffix(".json")
-    selected = collections(Path(arguments.data), Path(arguments.runs), arguments)
+    selected = collections(
+        Path(arguments.data), Path(arguments.runs), arguments.only, arguments.voc, arguments.voc_test
+    )
+    failed = []
     for cell in cells(selected, arguments):
-        before = records.read(record, "cells").get(cell["name"], {})
+        done = records.read(record, "cells")
+        before = done.get(cell["name"], {})
         if all(before.get(key) == cell[key] for key in ("line", "rules")):
             continue
-        figures_file = Path(cell["folder"]).with_suffix(".json")
-        figures_file.parent.mkdir(parents=True, exist_ok=True)
-        records.again(__file__, "-", "--one", json.dumps({**cell, "to": str(figures_file)}), show=True)
-        result = {
-            **json.loads(figures_file.read_text()),
-            **{k: cell[k] for k in ("collection", "budget", "column", "seed", "line", "rules")},
-        }
-        records.add(record, "cells", cell["name"], result, {"machine": machine()})
+        try:
+            result = in_a_process(cell, done)
+        except (subprocess.CalledProcessError, KeyError) as error:
+            failed.append(cell["name"])
+            print(f"{cell['name']}: {error!r}", flush=True)
+            continue
+        records.add(record, "cells", cell["name"], result, {})
         record.with_suffix(".md").write_text(table(records.read(record, "cells")))
         print(cell["name"], {k: round(result[k], 1) for k in FIGURES if k in result}, flush=True)
+    if failed:
+        sys.exit(f"failed, see above: {'; '.join(failed)}")
 
 
-def collections(data: Path, runs_dir: Path, arguments: argparse.Namespace) -> dict[str, Collection]:
-    """The collections that this machine has data for."""
-    cifar, cifar_test = (str(data / "cifar10-jpeg" / part) for part in ("train", "test"))
-    clothing, clothing_test = (str(data / "clothing" / part) for part in ("train", "test"))
-    repeated = f"{cifar}@imbalance=100@repeat=8,shift=2@tracks=1500"
-    signs = runs_dir / "plates"
-    if not arguments.only or "plates" in arguments.only:
-        plates.write(signs)
-    photographs, table = (clothing, clothing, clothing_test), ("turntable", "turntable:test")
-    makers: dict[str, Callable[[], Collection]] = {
-        "CIFAR-10 (JPEG)": lambda: Collection(cifar, cifar, cifar_test),
-        "long-tailed": lambda: Collection(f"{cifar}@imbalance=100", f"{cifar}@imbalance=100", cifar_test),
-        "clothing, 64 pixels": lambda: Collection(*photographs, ("--views.size=64",)),
-        "clothing": lambda: Collection(*photographs),
-        "turntable": lambda: Collection("turntable", *table),
-        "turntable, natural order": lambda: Collection("turntable", *table, ("--order=natural",)),
-        "repeated images": lambda: Collection(repeated, repeated, cifar_test),
-        "plates": lambda: Collection(*2 * (f"{signs}/train",), f"{signs}/test"),
-        "films": lambda: Collection(f"{films(runs_dir / 'films')},stride=1", *table),
-        "500 images": lambda: Collection(*2 * (few(cifar, runs_dir / "few.txt", 500),), cifar_test),
-    }
-    if arguments.voc:
-        makers["VOC crops"] = lambda: Collection(arguments.voc, arguments.voc, arguments.voc_test, ("--crops",))
-    return {name: make() for name, make in makers.items() if not arguments.only or name in arguments.only}
-
-
-def films(folder: Path, rate: int = 10) -> Path:
-    """The turntable's objects as a film each, compressed as cameras do."""
-    import av
-
-    if not (folder / "done").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        frames = open_images("turntable")
-        assert frames.tracks is not None
-        for track in frames.tracks.unique().tolist():
-            with av.open(str(folder / f"{track:04}.mp4"), "w") as target:
-                stream = target.add_stream("mpeg4", rate=rate)
-                stream.width = stream.height = 32
-                stream.bit_rate = 200_000
-                for i in (frames.tracks == track).nonzero()[:, 0].tolist():
-                    frame = av.VideoFrame.from_ndarray(frames[i][0].permute(1, 2, 0).contiguous().numpy())
-                    target.mux(stream.encode(frame))
-                target.mux(stream.encode())
-        (folder / "done").touch()
-    return folder
-
-
-def few(source: str, file: Path, count: int) -> str:
-    """A list of ``count`` of a folder's images, drawn from seed 0."""
-    paths = open_images(source).paths
-    rows = torch.randperm(len(paths), generator=torch.Generator().manual_seed(0))[:count].sort().values
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(f"{Path(source).resolve() / paths[i]}\n" for i in rows.tolist()))
-    return str(file)
+def in_a_process(cell: dict[str, Any], done: dict[str, Any]) -> dict[str, Any]:
+    """What the record keeps of a cell, which is trained and judged in a process of its own."""
+    figures_file = Path(cell["folder"]).with_suffix(".json")
+    figures_file.parent.mkdir(parents=True, exist_ok=True)
+    more = {"seconds": done[cell["seconds_of"]]["seconds"]} if "seconds_of" in cell else {}
+    records.again(__file__, "-", "--one", json.dumps({**cell, **more, "to": str(figures_file)}), show=True)
+    kept = ("collection", "budget", "column", "seed", "line", "rules")
+    return {**json.loads(figures_file.read_text()), **{key: cell[key] for key in kept}, "machine": machine()}
 
 
 def cells(selected: dict[str, Collection], arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -170,52 +131,64 @@ def cells(selected: dict[str, Collection], arguments: argparse.Namespace) -> Ite
             if extra is None and (column == "best" or budget != smallest or seed != arguments.seeds[0]):
                 continue  # no training: one figure for all budgets
             images = len(open_images(c.train))
-            line = [f"--epochs={IMAGES_SEEN * budget / images:g}", "--encoder.width=0.25", f"--seed={seed}"]
+            epochs = c.seen * budget / images
+            line = [f"--epochs={epochs:g}", "--encoder.width=0.25", f"--seed={seed}"]
             line += [*c.options, *(extra or []), "--report_html=false", "--monitor_every=0"]
             key = f"{name} | {budget} | {column} | {seed}"
             folder = Path(arguments.runs) / key.replace(" | ", "/").replace(" ", "-").replace(",", "")
             yield {
                 "name": key, "collection": name, "budget": budget, "column": column, "seed": seed, "line": line,
                 "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder), "trains": extra is not None,
-                "rules": rules() if extra is not None else "",
+                "rules": rules(images, epochs) if extra is not None else "",
             }  # fmt: skip
             if name == "clothing" and column == "default" and seed == arguments.seeds[0]:
-                yield lightly_cell(c, budget, key, folder)
+                yield lightly_cell(c, budget, key, folder, rules(images, epochs))
 
 
-def rules() -> str:
-    """A hash that changes with a default of the rules, the command, the default method, CLD or the views."""
-    text = ast.unparse(ast.parse(Path(defaults.__file__).read_text()))
-    for part in ast.walk(tree := ast.parse(text)):
-        if isinstance(part, ast.FunctionDef | ast.ClassDef | ast.Module) and ast.get_docstring(part):
-            part.body = part.body[1:] or [ast.Pass()]
-    signatures = [inspect.signature(one) for one in (train, SimCLR, CrossLevel, Views, Encoder)]
-    return hashlib.sha256(f"{ast.unparse(tree)} {signatures}".encode()).hexdigest()[:16]
+def rules(images: int, epochs: float, by: Any = defaults) -> str:
+    """A hash that changes with a value that the rules choose for a training, or with a default of what it is made of.
+
+    Views of 32 and of 128 pixels stand for all sizes. Another reason, name or type changes nothing.
+    """
+    batch = by.batch_size(images, epochs).value
+    steps = max(1, round(epochs * (images // batch)))
+    chosen = [
+        *(rule(view) for rule in (by.preset, by.crop_scale) for view in (32, 128)),
+        *(rule(epochs) for rule in (by.flip, by.warmup_epochs)),
+        by.groups(batch), by.learning_rate("sgd", SimCLR.sgd_rate, batch), by.weight_decay("sgd"),
+        by.momentum(steps), by.queue(images, batch), by.hold_out(images),
+    ]  # fmt: skip
+    values = [batch, *(choice.value for choice in chosen)]
+    made_of = (train, SimCLR, CrossLevel, Views, Encoder)
+    arguments = [(p.name, p.default) for one in made_of for p in inspect.signature(one).parameters.values()]
+    unset = (None, inspect.Parameter.empty)
+    given = [(name, default) for name, default in arguments if not any(default is value for value in unset)]
+    return hashlib.sha256(repr((values, given)).encode()).hexdigest()[:16]
 
 
-def lightly_cell(c: Collection, budget: int, key: str, folder: Path) -> dict[str, Any]:
+def lightly_cell(c: Collection, budget: int, key: str, folder: Path, of_default: str) -> dict[str, Any]:
     """The tutorial's training for as many seconds as the default's took."""
     other = key.replace("default", "lightly")
     return {
         "name": other, "collection": "clothing", "budget": budget, "column": "lightly", "seed": 0, "line": ["lightly"],
         "train": c.train, "bank": c.bank, "test": c.test, "folder": str(folder) + "-lightly", "trains": True,
-        "seconds_of": str(folder.with_suffix(".json")), "rules": rules(),
+        "seconds_of": key, "rules": of_default,
     }  # fmt: skip
 
 
 def one(cell: dict[str, Any]) -> None:
     """Train if the column is a training, evaluate, and write the figures."""
-    folder, began = Path(cell["folder"]), time.monotonic()
+    folder, seconds = Path(cell["folder"]), 0.0
     bank, queries = labelled_pair(cell["bank"], cell["test"])
     if cell["column"] == "lightly":
-        seconds = json.loads(Path(cell["seconds_of"]).read_text())["seconds"]
+        seconds = cell["seconds"]
         encoder = lightly_tutorial(open_images(cell["train"]), seconds, cell["seed"])
     elif cell["trains"]:
-        trained(cell["train"], cell["line"], folder)
-        encoder = load_encoder(folder)
+        with clock(folder) as spent:
+            trained(cell["train"], cell["line"], folder, rules=cell["rules"])
+        encoder, seconds = load_encoder(folder), spent()
     else:
         encoder = any_encoder(cell)
-    seconds = time.monotonic() - began
     if cell["column"] == "raw pixels":
         size = min(encoder.view.size, 32)
         features = [pixels(part, size) for part in (bank, queries)]
@@ -223,6 +196,34 @@ def one(cell: dict[str, Any]) -> None:
         packed = [pack(part, encoder.view.size, bad_files=BadFiles()) for part in (bank, queries)]
         features = [extract(encoder, part, hardware=device()) for part in packed]
     Path(cell["to"]).write_text(json.dumps({**judged(*features), "seconds": seconds}))
+
+
+@contextmanager
+def clock(folder: Path, every: float = 5.0) -> Iterator[Callable[[], float]]:
+    """Seconds that a training takes, with those before it was killed: a file beside its folder, as `trained` has."""
+    file, ends, last = folder.with_name(f"{folder.name}.seconds"), threading.Event(), time.monotonic()
+
+    def spent() -> float:
+        return float(file.read_text()) if file.is_file() else 0.0
+
+    def add() -> None:
+        nonlocal last
+        now = time.monotonic()
+        file.write_text(str(spent() + now - last))
+        last = now
+
+    def count() -> None:
+        while not ends.wait(every):
+            add()
+
+    counting = threading.Thread(target=count, daemon=True)
+    counting.start()
+    try:
+        yield spent
+    finally:
+        ends.set()
+        counting.join()
+        add()
 
 
 def any_encoder(cell: dict[str, Any]) -> Any:
@@ -316,8 +317,9 @@ def table(cells: dict[str, Any]) -> str:
     """One row a collection and budget: balanced kNN, linear and few-shot by column, means over seeds."""
     names = [*COLUMNS, "lightly"]
     lines = [
-        f"{machine()}; ResNet-18 x 0.25; test accuracy in %, balanced: kNN / linear / 5 labels a class; a budget of 1 "
-        f"is {IMAGES_SEEN:,} images seen; means over seeds",
+        f"{'; '.join(sorted({c['machine'] for c in cells.values()}))}; ResNet-18 x 0.25; test accuracy in %, balanced: "
+        f"kNN / linear / 5 labels a class; a budget of 1 is {IMAGES_SEEN:,} images seen, of 128 pixels a quarter; "
+        "means over seeds",
         "",
         "| collection | budget | " + " | ".join(names) + " | CLD adds (kNN) |",
         "|---|---|" + "---|" * (len(names) + 1),

@@ -185,15 +185,17 @@ def one_cell(requested: dict[str, Any]) -> None:
     (folder / "figures.json").write_text(json.dumps({**record, "figures": figures}))
 
 
-def trained(source: str, line: list[str], folder: Path, **more: Any) -> None:
+def trained(source: str, line: list[str], folder: Path, rules: str = "", **more: Any) -> None:
     """Train in ``folder``, or go on there with the same training; files of another training are deleted.
 
-    ``more`` are arguments of `train` that no command line sets.
+    ``rules`` changes with the defaults that the line leaves open; ``more`` are arguments of `train` that no command
+    line sets.
     """
     begun, ended = (folder.with_name(f"{folder.name}.{word}") for word in ("begun", "ended"))
-    command = shlex.join([source, *line])
+    command = shlex.join([source, *line]) + (rules and f" # {rules}")
     if not begun.is_file() or begun.read_text() != command:
-        ended.unlink(missing_ok=True)
+        for file in (ended, folder.with_name(f"{folder.name}.seconds")):
+            file.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         begun.write_text(command)
