@@ -15,7 +15,14 @@ from run_samples import write_images
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-PROGRAMS = ("crosslevel", "make", "pip", "python", "pytest", "pre-commit", "sbatch", "export", "git", "docker")
+PROGRAMS = (
+    "crosslevel", "make", "pip", "python", "pytest", "pre-commit", "sbatch", "srun", "export", "git", "docker",
+    "embedding-atlas",
+)  # fmt: skip
+
+TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0, "monitor_every": 0, "report_html": False}
+PARTS = {"encoder": {"name": "resnet18", "width": 0.0625}, "cld": {"groups": 4}, "views": {"size": 16}}
+"""What makes a training take a second."""
 
 
 @dataclass(frozen=True)
@@ -117,26 +124,28 @@ def furnish(folder):
     for name in ("photos", "labelled/train", "labelled/test", "imagenet/train", "films"):
         write_images(folder / name, count=8)
     (folder / "fields").mkdir()
-    for i in range(4):
-        Image.new("RGB", (16, 16)).save(folder / "fields" / f"{i}.tif")
-    write_images(folder / "scans", count=8)
+    generator = np.random.default_rng(0)
+    for i in range(16):
+        bands = [Image.fromarray(generator.integers(0, 10_000, (16, 16), np.uint16)) for _ in range(6)]
+        bands[0].save(folder / "fields" / f"{i}.tif", save_all=True, append_images=bands[1:])
+    scans(folder / "scans", generator)
     (folder / "shards").mkdir()
     for i in range(10):
         write_tar(folder / "shards" / f"train-{i:03}.tar", labelled(range(2 * i, 2 * i + 2)))
     cifar = folder / "data" / "cifar-10-batches-py"
     cifar.mkdir(parents=True)
-    generator = np.random.default_rng(0)
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
         rows = {b"data": generator.integers(0, 256, (4, 3072), np.uint8), b"labels": [0, 1, 2, 3]}
         (cifar / name).write_bytes(pickle.dumps(rows, protocol=2))
     (cifar / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"%d" % i for i in range(10)]}, protocol=2))
-    pq.write_table(pa.table({"photo": [flat(i) for i in range(4)]}), folder / "data" / "a.parquet")
+    pq.write_table(pa.table({"photo": [flat(i) for i in range(16)]}), folder / "data" / "a.parquet")
     voc = folder / "VOC2007"
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (voc / part).mkdir(parents=True)
-    Image.new("RGB", (40, 40)).save(voc / "JPEGImages" / "1.png")
-    (voc / "Annotations" / "1.xml").write_text(XML)
-    (voc / "ImageSets" / "Main" / "trainval.txt").write_text("1\n")
+    for i in range(8):
+        Image.new("RGB", (40, 40), (30 * i, 0, 0)).save(voc / "JPEGImages" / f"{i}.png")
+        (voc / "Annotations" / f"{i}.xml").write_text(XML.replace("1.png", f"{i}.png"))
+    (voc / "ImageSets" / "Main" / "trainval.txt").write_text("".join(f"{i}\n" for i in range(8)))
     (folder / "mypackage").mkdir()
     (folder / "mypackage" / "mymodule.py").write_text(METHOD)
     film(folder / FILM)
@@ -156,3 +165,25 @@ def film(file, frames=8):
             picture = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 20 * i, np.uint8), format="rgb24")
             target.mux(stream.encode(picture))
         target.mux(stream.encode())
+
+
+def scans(folder, generator, count=16):
+    """Slices of a CT; nothing where pydicom is missing."""
+    try:
+        import pydicom
+    except ImportError:
+        return
+    folder.mkdir()
+    for i in range(count):
+        slice_ = pydicom.Dataset()
+        slice_.file_meta = pydicom.dataset.FileMetaDataset()
+        slice_.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        slice_.file_meta.MediaStorageSOPClassUID = pydicom.uid.CTImageStorage
+        slice_.file_meta.MediaStorageSOPInstanceUID = f"1.2.{i}"
+        slice_.Rows = slice_.Columns = 16
+        slice_.BitsAllocated = slice_.BitsStored = 16
+        slice_.HighBit, slice_.PixelRepresentation, slice_.SamplesPerPixel = 15, 1, 1
+        slice_.PhotometricInterpretation, slice_.RescaleSlope, slice_.RescaleIntercept = "MONOCHROME2", 1, -1024
+        slice_.PixelData = generator.integers(0, 2048, (16, 16), np.int16).tobytes()
+        slice_["PixelData"].VR = "OW"
+        slice_.save_as(folder / f"{i}.dcm", enforce_file_format=True)

@@ -1,8 +1,9 @@
-"""Every block of the documentation is run, or its command line read by the real parser and its files opened."""
+"""Blocks of the documentation in Python are run, commands of other programs are read; those of Crosslevel's run in
+`test_first_lines.py` and `test_further_lines.py`.
+"""
 
 import argparse
 import ctypes
-import json
 import re
 import runpy
 import shutil
@@ -14,150 +15,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from doc_samples import BLOCKS, FILM, INLINE, ROOT, furnish
+from doc_samples import BLOCKS, INLINE, PARTS, ROOT, TINY
 
 import crosslevel
-from crosslevel.cli import COMMANDS, main
-from crosslevel.data.open import open_images
-from crosslevel.data.uri import parse
+from crosslevel.cli import COMMANDS
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.pretrained import is_named
 from crosslevel.settings.command import Command
-from crosslevel.settings.parser import prepared, read_line
-from crosslevel.settings.parts import as_argument
+from crosslevel.settings.parser import read_line
 
-TINY = {"epochs": 1, "batch_size": 8, "device": "cpu", "workers": 0, "monitor_every": 0, "report_html": False}
-PARTS = {"encoder": {"name": "resnet18", "width": 0.0625}, "cld": {"groups": 4}, "views": {"size": 16}}
-LESS = {
-    "train": [
-        *(f"--{name}={value}".lower() for name, value in TINY.items()),
-        *(f"--{part}.{name}={value}" for part, settings in PARTS.items() for name, value in settings.items()),
-    ],
-    "inspect": ["--device=cpu", "--workers=0"],
-    "embed": ["--device=cpu"],
-    "evaluate": ["--device=cpu", "--workers=0", "--linear.epochs=2", "--k=3"],
-}
-"""What is added to a command that is run, by its verb, so that it takes a second."""
-
-RUN = {
-    "README.md": ("inspect", "train", "embed", "evaluate"),
-    "evaluation.md": ("compare",),
-    "settings.md": ("recipes",),
-}
-"""Of which page which verbs are run, the first of each; all other lines are read, and their files opened."""
-
-LEFT = {
-    "README.md": ("inspection/duplicates.csv", "features.parquet"),
-    "evaluation.md": ("comparison.md", "comparison.html"),
-}
-RUN_ELSEWHERE = {
-    "demo": "tests/test_demo.py",
-    "tune": "tests/tuning/test_tune.py",
-    "export": "tests/models/test_export.py",
-    "pack": "tests/data/test_packing.py",
-    "push": "tests/evaluation/test_push.py",
-    "subset": "tests/data/test_subset.py",
-    "search": "tests/retrieval/test_search.py",
-    "explore": "tests/exploration/test_explore.py",
-    "curate": "tests/curation/test_curate.py",
-    "classify": "tests/evaluation/labelling/test_classify.py",
-}
 EXEMPT = {
     "make": "sets up an environment; the Makefile has the target",
     "pip": "installs packages; the extra is in pyproject.toml",
-    "pre-commit": "a program of its own",
-    "sbatch": "needs SLURM; what follows the script's arguments are options of train",
+    "embedding-atlas": "a program of its own; tests/features/test_table_formats.py calls it where it is installed",
 }
-NOT_RUN = {"class SimCLRWithCLD(SimCLR):": "needs solo-learn; the page says that it is not run"}
-REMOTE = ("https://", "s3://", "hf://")
+RUN = ("crosslevel", "srun", "sbatch")
+"""Programs whose lines other files run."""
 
 SHELL = [block for block in BLOCKS if block.kind == "shell"]
 PYTHON = [block for block in BLOCKS if block.kind == "python" and block.page != "other-loops.md"]
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-    """A user's folder, with one run in it."""
-    folder = tmp_path_factory.mktemp("user")
-    furnish(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(str(folder))
-        crosslevel.train("photos/", run="runs/photos", quiet=True, **TINY, **PARTS)
-        shutil.copytree("runs/photos", "runs/tune/photos")
-        crosslevel.evaluate("runs/photos", "labelled/train", test="labelled/test", k=3, device="cpu", quiet=True)
-        shutil.copytree("runs/photos", "runs/plain")
-        crosslevel.embed("runs/photos", "photos/", output="features.parquet", thumbnails=96, device="cpu", quiet=True)
-        crosslevel.curate("features.parquet", n=8, output="to-label.txt", outliers="keep", quiet=True)
-        yield folder
-    sys.modules.pop("mypackage.mymodule", None)
-
-
-@pytest.fixture
-def copy(scratch, tmp_path, monkeypatch):
-    """The same for one test alone, in which it may write."""
-    shutil.copytree(scratch, tmp_path / "user")
-    monkeypatch.chdir(tmp_path / "user")
-
-
-def lines(verb=None):
-    for block in SHELL:
-        for words in block.commands:
-            if words[0] == "crosslevel" and verb in (None, words[1]):
-                yield pytest.param(words[1:], id=f"{block}-{' '.join(words[1:4])}".replace("/", "."))
-
-
-def first(page, verb):
-    """The first command of a verb on a page."""
-    return next(w[1:] for b in SHELL if b.page == page for w in b.commands if w[:2] == ["crosslevel", verb])
-
-
-@pytest.mark.parametrize("words", list(lines()))
-def test_a_command_is_read_whole_and_its_files_are_there(scratch, words):
-    if any("videos/" in word for word in words) and not Path(FILM).exists():
-        pytest.skip("needs PyAV: pip install 'crosslevel[video]'")
-    command = Command.of(COMMANDS[words[0]][0], words[0])
-    settings = prepared(command, words[1:])
-    ours = {part.name: as_argument(part, settings[part.name]) for part in command.arguments if part.name in settings}
-    for name in ("images", "test"):
-        source = settings.get(name)
-        if source is None or source.startswith("turntable"):
-            continue
-        if source.startswith(REMOTE):
-            assert parse(source).kind in ("stream", "hub")
-        else:
-            assert len(open_images(source, data_root=settings.get("data_root"), crops=ours.get("crops"))) > 1
-    for run in (
-        [settings.get("run")] if words[0] in ("evaluate", "embed", "export", "push") else settings.get("runs", [])
-    ):
-        assert is_named(run) or Path(run, "encoder.safetensors").exists()
-
-
-@pytest.mark.parametrize("page", RUN)
-def test_commands_run_one_after_the_other(copy, page, capsys):
-    """The README's begin with nothing but images; what they are said to leave is there afterwards, and named."""
-    if page == "README.md":
-        shutil.rmtree("runs")
-    for verb in RUN[page]:
-        main([*first(page, verb), *LESS.get(verb, [])])
-    out = capsys.readouterr().out
-    for file in LEFT.get(page, ()):
-        assert Path(file).stat().st_size
-        assert (Path(file).parent.name or Path(file).name) in out
-    if page == "README.md":
-        protocols = {row["protocol"].split(",")[0] for row in results("runs/photos")["results"]}
-        assert protocols >= {"kNN", "linear"}
-
-
-def results(run):
-    return json.loads(Path(run, "evaluation.json").read_text())
-
-
-def test_every_verb_is_run_by_some_test():
-    run = {verb for verbs in RUN.values() for verb in verbs}
-    assert run | set(RUN_ELSEWHERE) == set(COMMANDS)
-    for verb, file in RUN_ELSEWHERE.items():
-        assert re.search(rf"\b{verb}\(|run\({verb}|\"{verb}\"", (ROOT / file).read_text()), verb
+"""`test_docs.py` runs those of that page."""
 
 
 @pytest.mark.parametrize(
@@ -176,7 +52,7 @@ class _Read(Exception):
     pass
 
 
-def test_other_programs_are_ours_and_take_these_options(scratch, monkeypatch):
+def test_other_programs_are_ours_and_take_these_options(monkeypatch):
     """Benchmarks are read by their own parsers; what is not ours is named with the reason."""
     parse_args = argparse.ArgumentParser.parse_args
 
@@ -195,11 +71,10 @@ def test_other_programs_are_ours_and_take_these_options(scratch, monkeypatch):
                     runpy.run_path(str(ROOT / words[0]), run_name="__main__")
             elif program == "make":
                 assert set(words) <= set(targets), block
-            elif program == "sbatch":
-                assert (ROOT / words[0]).exists()
-                prepared(Command.of(COMMANDS["train"][0], "train"), [words[1], "--run", *words[2:]])
             else:
-                assert program == "crosslevel" or program in EXEMPT, block
+                assert program in RUN or program in EXEMPT, block
+    named = {words[0] for block in SHELL for words in block.commands}
+    assert set(EXEMPT) <= named
     for name in ("shared.beside", "shared.records", "quality.paper", "quality.tune"):
         sys.modules.pop(name, None)
 

@@ -73,6 +73,16 @@ def test_timm_itself_loads_the_folder(run, tmp_path):
     assert (data["crop_pct"], data["interpolation"]) == (1.0, "bilinear")
 
 
+def test_a_resnet_that_was_pushed_is_opened_again_by_name(hub, run):
+    """Its files say how its random weights were drawn, which is nothing to a network that has weights."""
+    encoder = Encoder("test_resnet", small_images=False).eval()
+    encoder.save(run / "encoder.safetensors")
+    crosslevel.push(run, "hf:me/resnet", quiet=True)
+    assert json.loads(hub[0].files["me/resnet"]["config.json"])["model_args"]["zero_init_last"] is False
+    shown = torch.randn(2, 3, 64, 64)
+    assert torch.equal(open_encoder("hf-hub:me/resnet")(shown), encoder(shown))
+
+
 def test_the_card_has_data_settings_figures_and_licence_and_no_path(hub, run):
     crosslevel.push(run, "hf-hub:me/tiny", quiet=True)
     card = hub[0].files["me/tiny"]["README.md"].decode()

@@ -205,7 +205,8 @@ def _of_folder(folder: Path, name: str, licence: str) -> Start:
         read = json.loads(file.read_text(encoding="utf-8"))
         architecture, pretrained_cfg = str(read["architecture"]), dict(read.get("pretrained_cfg") or read)
         model_arguments = dict(read.get("model_args") or {})
-        model_arguments.pop("num_classes", None)  # no classifier is needed
+        for name_without_use in ("num_classes", "zero_init_last"):  # no classifier is needed, no weight is drawn
+            model_arguments.pop(name_without_use, None)
         arguments = checked(model_arguments)
     except UserError as error:
         raise UserError(f"{name}: {file}: {error}") from error

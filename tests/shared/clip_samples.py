@@ -63,10 +63,10 @@ def visual_state(model):
     return state
 
 
-def write_clip(folder, quick_gelu=True, seed=0):
-    """The files of a CLIP; returns its weights."""
+def write_clip(folder, quick_gelu=True, seed=0, name="test_vit", arguments=ARGUMENTS):
+    """The files of a CLIP with this network of timm's; returns its weights."""
     torch.manual_seed(seed)
-    model = timm.create_model("test_vit", num_classes=0, **ARGUMENTS)
+    model = timm.create_model(name, num_classes=0, **arguments)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     words = table()
@@ -91,7 +91,7 @@ def write_clip(folder, quick_gelu=True, seed=0):
         "classifier": "head",
     }
     (folder / "config.json").write_text(
-        json.dumps({"architecture": "test_vit", "num_classes": EMBED, "model_args": ARGUMENTS, "pretrained_cfg": about})
+        json.dumps({"architecture": name, "num_classes": EMBED, "model_args": arguments, "pretrained_cfg": about})
     )
     return state
 
