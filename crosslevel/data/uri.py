@@ -152,11 +152,11 @@ class Source:
     def short(self) -> str:
         """One word for it, used in the name of a run."""
         if self.is_stream:
-            word = _word_of_stream(self.path)
-        elif os.path.exists(self.base_text):
-            word = Path(self.base_text).resolve().stem
+            word = _common_word(self.path)
+        elif os.path.exists(self.path):
+            word = Path(self.path).resolve().stem
         else:
-            word = os.path.basename(self.head)
+            word = _common_word(self.head)
         word += "".join(f"-{suffix.key}" + ("" if suffix.key in FILES else suffix.value) for suffix in self.subset)
         return re.sub(r"[^\w.-]+", "-", word).strip("-.") or "images"
 
@@ -296,11 +296,11 @@ def _absolute(part: Part) -> Part:
     return Part(os.path.abspath(part.path), os.path.abspath(part.split) if folder else part.split)
 
 
-def _word_of_stream(path: str) -> str:
-    """The common prefix of the shards' names, or their folder."""
+def _common_word(path: str) -> str:
+    """The common prefix of files' names, or their folder."""
     *folders, last = path.partition("?")[0].split("/")
     word = re.split(r"[{*\[]", re.sub(r"(\.tar)?(\.gz)?$|\.tgz$", "", last), maxsplit=1)[0].strip("-_.")
-    return word or (folders[-1] if folders else "") or "stream"
+    return word or (folders[-1] if folders else "") or "images"
 
 
 def _split_subset(text: str) -> tuple[str, tuple[Suffix, ...]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
@@ -24,12 +24,14 @@ from crosslevel.utils.device import Hardware
 from crosslevel.utils.rng import seeded
 
 LEAST = 40  # images: fewer give no verdict
+SMALL = 32  # pixels a side of raw pixels that are judged by labels, as in `evaluate`: of 5,000 images they fit anywhere
 
 
 class Verdict(NamedTuple):
     """For each kind of features, which of N images it gets right, and a description of what right means.
 
-    ``start`` has those of the weights that the training began with, if any.
+    ``start`` has those of the weights that the training began with, if any. ``tracks`` has the track of each image:
+    those of one track are right or wrong together, and count as one draw.
     """
 
     trained: Bool[Tensor, " N"]
@@ -37,6 +39,7 @@ class Verdict(NamedTuple):
     untrained: Bool[Tensor, " N"]
     measure: str
     start: Bool[Tensor, " N"] | None = None
+    tracks: Int64[Tensor, " N"] | None = None
 
     def line(self) -> str:
         """One line: the shares, whether the training is clearly better than both others, and advice if not."""
@@ -65,13 +68,13 @@ class Verdict(NamedTuple):
         """The finding about the training, and the advice.
 
         Clearly better means: the mean difference, image by image, from the better baseline exceeds 1.96 standard
-        errors.
+        errors, which are those of clusters where images have tracks (Liang and Zeger 1986).
         """
         baselines = [("raw pixels", self.pixels), ("the untrained network", self.untrained)]
         baselines += [] if self.start is None else [("the weights that it began with", self.start)]
         name, best = max(baselines, key=_share)
         gain = self.trained.double() - best.double()
-        margin = 196 * float(gain.std()) / math.sqrt(len(gain))
+        margin = 196 * _standard_error(gain, self.tracks)
         difference = 100 * float(gain.mean())
         if difference > margin:
             return f"is worth {difference:.1f} (±{margin:.1f}) points over {name}", ""
@@ -82,6 +85,14 @@ class Verdict(NamedTuple):
 
 def _share(pair: tuple[str, Tensor]) -> float:
     return float(pair[1].double().mean())
+
+
+def _standard_error(gain: Float64[Tensor, " N"], tracks: Int64[Tensor, " N"] | None) -> float:
+    """The standard error of the mean of N independent images, or of those of at least two tracks."""
+    names = torch.arange(len(gain)) if tracks is None else tracks.unique(return_inverse=True)[1]
+    count = int(names.max()) + 1
+    sums = gain.new_zeros(count).index_add(0, names, gain - gain.mean())
+    return math.sqrt(float(sums.square().sum()) * count / (count - 1)) / len(gain)
 
 
 def verdict(
@@ -115,14 +126,18 @@ def verdict(
 
 
 def _by_labels(encoders: list[Encoder], source: Images, hardware: Hardware, seed: int) -> Verdict | None:
-    """KNN of up to 1,000 images among 5,000 others, no track on both sides."""
+    """KNN of up to 1,000 images among 5,000 others, no track on both sides; None for one class or one track."""
     split = labelled_split(source, seed)
     if split is None or split.keys < LEAST // 2:
         return None
+    raw = pixels(split.part, min(SMALL, encoders[0].view.size))
+    tracks = None if split.part.tracks is None else split.part.tracks[raw.indices[raw.indices < split.queries]]
+    if len(raw.labels.unique()) < 2 or (tracks is not None and len(tracks.unique()) < 2):
+        return None
     correct = [split.right(extract(encoder, split.part, hardware=hardware)) for encoder in encoders]
     return Verdict(
-        correct[0], split.right(pixels(split.part, encoders[0].view.size)), correct[1],
-        f"kNN accuracy by the labels of {split.queries:,} images", *correct[2:],
+        correct[0], split.right(raw), correct[1],
+        f"kNN accuracy by the labels of {len(correct[0]):,} images trained on", next(iter(correct[2:]), None), tracks,
     )  # fmt: skip
 
 
@@ -151,5 +166,5 @@ def _by_views(encoders: list[Encoder], source: Images, hardware: Hardware, seed:
     return Verdict(
         correct[0], right(lambda view: view.flatten(1)), correct[1],
         f"of {len(part):,} images {'held out' if held_out else 'trained on'}, those whose other view is the nearest",
-        *correct[2:],
+        next(iter(correct[2:]), None), tracks,
     )  # fmt: skip

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from crosslevel.data.images import InMemoryImages
+from crosslevel.features.extract import pixels
 from crosslevel.models.encoder import Encoder, View
-from crosslevel.training.monitor import queries_and_keys
+from crosslevel.training.monitor import labelled_split, queries_and_keys
 from crosslevel.training.verdict import Verdict, verdict
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import choose
@@ -75,7 +76,7 @@ def test_labels_judge_where_there_are_some():
         votes = np.bincount(labels[others][nearest], np.exp(row[nearest] / 0.1), minlength=4)
         right.append(votes.argmax() == labels[query])
     assert found.pixels.tolist() == right
-    assert "by the labels of 20 images" in found.measure
+    assert "by the labels of 20 images trained on" in found.measure
     assert len(found.trained) == len(found.untrained) == 20
 
 
@@ -100,6 +101,45 @@ def test_the_networks_stay_as_they_are():
     verdict(encoder, photographs(), CPU, seed=0)
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_images_of_one_track_count_as_one_draw():
+    """By the variance of the tracks' means, where each has as many images; copies do not narrow the interval."""
+    trained, pixels, untrained = bits(0.6, 0.4, 0.2, count=40)
+    alone = Verdict(trained, pixels, untrained, "x").line()
+    tenfold = [kind.repeat_interleave(10) for kind in (trained, pixels, untrained)]
+    tracks = torch.arange(40).repeat_interleave(10)
+    shuffled = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    copies = Verdict(*(kind[shuffled] for kind in tenfold), "x", tracks=7 * tracks[shuffled] + 3)
+    margin = 1.96 * (trained.double() - pixels.double()).numpy().std(ddof=1) / np.sqrt(40)
+    assert copies.line() == alone
+    assert f"(±{100 * margin:.1f})" in alone
+    assert f"(±{100 * margin:.1f})" not in Verdict(*tenfold, "x").line()
+
+
+def test_tracks_of_the_source_are_those_of_the_verdict():
+    images = photographs()
+    images.tracks = torch.arange(len(images)) // 4
+    found = verdict(small_encoder(), images, CPU, seed=3)
+    queries, _ = queries_and_keys(images, 3)
+    assert found.tracks.tolist() == images.tracks[queries].tolist()
+
+
+def test_labels_of_one_class_judge_nothing():
+    images = photographs()
+    images.labels = torch.zeros(len(images), dtype=torch.int64)
+    assert "whose other view is the nearest" in verdict(small_encoder(), images, CPU, seed=3).measure
+
+
+def test_raw_pixels_of_large_views_are_judged_small():
+    """As in `evaluate`: thousands of images of 224 pixels would take gigabytes."""
+    draws = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (80, 3, 48, 48), generator=draws, dtype=torch.uint8)
+    images = InMemoryImages(data, [f"{i}.png" for i in range(80)], torch.arange(80) % 2, ["a", "b"], "noise")
+    encoder, split = small_encoder(), labelled_split(images, 3)
+    encoder.view = View(48)
+    right = {size: split.right(pixels(split.part, size)).tolist() for size in (32, 48)}
+    assert verdict(encoder, images, CPU, seed=3).pixels.tolist() == right[32] != right[48]
 
 
 def test_too_few_images_have_no_verdict():
