@@ -80,7 +80,8 @@ def _groups(tracks: Int64[Tensor, " T"], batch: int) -> Advice:
         "The evidence conflicts: CLD's authors advise fewer groups the more correlated the images are (in their issue "
         "tracker: Kitchen-HC was best near 10, its number of classes). In our short runs on turntable frames, as "
         "correlated as can be, few groups were worse than many, in shuffled and in natural order "
-        '(docs/results.md, "Correlated batches").'
+        '(docs/results.md, "Correlated batches"). With few groups in natural order, --cld.init random keeps apart what '
+        "the default would join: the first images of such a batch, its first centroids, are of a few objects."
     )
     advice = (
         f"Compare both on your images: crosslevel tune IMAGES --batch_size {batch} --search cld.groups={few}:{many}:log"

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from grouping_samples import BOTH, EVERY_INIT, generator
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
 from crosslevel.cld.grouping import EXACT_UP_TO, normalized_cut, spherical_kmeans
+from crosslevel.data.open import open_images
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -318,3 +320,24 @@ def test_randomness_is_the_generators(group, init):
     assert torch.equal(one.centroids, same.centroids)
     others = [group(z, 12, 1, init, generator(seed)).assignment for seed in range(2, 6)]
     assert all(adjusted_rand_score(one.assignment, other) < 1 for other in others)
+
+
+def test_few_groups_in_natural_order_join_fewer_objects_from_random_first_centroids():
+    """The share of the pairs in a group that are frames of one object; with many groups either way all are."""
+    frames = open_images("turntable:train,classes=4,objects=64,size=16")
+    order = torch.arange(8 * 128)  # object after object
+
+    def purity(groups, init):
+        pairs, same, generator = 0, 0, torch.Generator().manual_seed(0)
+        for rows in order.split(128):
+            points = torch.stack([frames[i][0] for i in rows.tolist()]).flatten(1).float() / 127.5 - 1
+            found = spherical_kmeans(F.normalize(points, dim=1), groups, 5, init, generator)
+            together = found.assignment[:, None] == found.assignment
+            own = frames.tracks[rows]
+            pairs += int(together.sum()) - len(rows)
+            same += int((together & (own[:, None] == own)).sum()) - len(rows)
+        return same / pairs
+
+    assert purity(16, "first") < 0.75
+    assert purity(16, "random") > 0.85
+    assert min(purity(96, init) for init in ("first", "random")) > 0.95
