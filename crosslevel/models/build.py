@@ -13,6 +13,7 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from crosslevel.utils.errors import UserError
+from crosslevel.utils.tensors import without_values
 
 MODERN = (
     "beit", "convnext", "deit", "eva", "hiera", "mambaout", "metaformer", "swin_transformer", "swin_transformer_v2",
@@ -57,7 +58,7 @@ def create(name: str, options: Mapping[str, Any], **more: Any) -> nn.Module:
 
 def create_narrow(name: str, options: Mapping[str, Any], width: float, zero_init_last: bool | None) -> nn.Module:
     """`create` and `narrow`, without drawing the full-width network's weights, which would take most of the time."""
-    with torch.device("meta"):
+    with without_values():
         model = create(name, options)
     narrow(model, name, width, zero_init_last)
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):  # layers of other kinds

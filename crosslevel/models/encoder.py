@@ -20,7 +20,7 @@ from crosslevel.models.start.weights import load_weights
 from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.files import ENCODER, write_tensors
 from crosslevel.utils.rng import seeded
-from crosslevel.utils.tensors import load_safetensors
+from crosslevel.utils.tensors import load_safetensors, without_values
 from crosslevel.utils.trees import json_tree
 
 STRUCTURE = ("small_images", "width", "zero_init_last", "image_size", "pool", "channels")
@@ -334,7 +334,7 @@ def load_encoder(path: str | Path) -> Encoder:
 
 def _filled(settings: dict[str, Any], weights: dict[str, Tensor]) -> Encoder:
     """An encoder with ``weights``, without first drawing random ones."""
-    with torch.device("meta"):
+    with without_values():
         encoder = Encoder(**settings)
     encoder.backbone.load_state_dict(weights, assign=True)
     if any(tensor.is_meta for tensor in itertools.chain(encoder.parameters(), encoder.buffers())):

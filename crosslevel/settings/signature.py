@@ -109,6 +109,7 @@ def scope(module: str) -> Scope | None:
     return Scope(module, ast.parse(file.read_text(encoding="utf-8")))
 
 
+@cache
 def of_command(module: str, name: str) -> Signature:
     """The signature of a function of a module, by its name."""
     module_scope = scope(module)

@@ -8,6 +8,8 @@ import re
 import shutil
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +18,8 @@ from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from crosslevel.utils.errors import MachineError, UserError
 from crosslevel.utils.files import CHECKSUM, checksum, replacing
@@ -157,3 +161,24 @@ def as_rgb(images: UInt8[Tensor, "*B C H W"]) -> UInt8[Tensor, "*B 3 H W"]:
     if channels == 3:
         return images
     return images[..., :3, :, :] if channels > 3 else images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Networks that are built in this context have shapes alone, on the device "meta"."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws nothing into a tensor without values: that alone took PyTorch most of the time."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _DRAWS:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return function(*args, **(kwargs or {}))
+
+
+_DRAWS = frozenset({Tensor.normal_, Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_})

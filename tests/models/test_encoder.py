@@ -9,6 +9,7 @@ import torchvision
 from reference import normal
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crosslevel.models.encoder import Encoder, View, load_encoder
 from crosslevel.models.start.weights import load_weights
@@ -142,6 +143,23 @@ def test_round_trip_is_exact(tmp_path, options):
         assert not loaded.training
         assert loaded.view == encoder.view
         assert torch.equal(loaded(images()), encoder(images()))
+
+
+def test_reading_an_encoder_draws_nothing(tmp_path):
+    """No random numbers, and none without values, on which PyTorch would spend most of the time."""
+    Encoder("resnet18", width=0.0625).save(tmp_path / "encoder.safetensors")
+    state, called = torch.get_rng_state(), set()
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.add(function.overloadpacket)
+            return function(*args, **(kwargs or {}))
+
+    with Calls():
+        load_encoder(tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.ops.aten.empty in called
+    assert not called & {torch.ops.aten.normal_, torch.ops.aten.uniform_}
 
 
 def test_round_trip_of_an_adapted_encoder(tmp_path):

@@ -37,7 +37,7 @@ class Forked:
         self.pid = fork()
         if self.pid == 0:
             numbers = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
-            _become(line[1:] if line[0] == sys.executable else line, numbers, env, cwd, start_new_session)
+            become(line[1:] if line[0] == sys.executable else line, numbers, env, cwd, start_new_session)
         for file in (answers, told, begins):
             os.close(file)
         os.read(begun, 1)  # its end is let go of when the session is begun
@@ -101,7 +101,7 @@ def fork_ranks(patch):
     patch.setattr(f"{elastic}.rendezvous.dynamic_rendezvous.get_method_name", lambda depth=2: "", raising=False)
 
 
-def _become(line, streams, env, cwd, new_session):
+def become(line, streams, env, cwd, new_session):
     """In the child: the program, with nothing of its parent's open but what it is given."""
 
     def program():

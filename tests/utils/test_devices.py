@@ -1,7 +1,7 @@
 """A run on two processes, through the commands themselves: one of them dies, is stopped, is started again.
 
-The commands have the settings in common, so that one undisturbed run is what all are held against. This one's, and a
-torchrun's, start as a user's do; those of the others are forks of the test's process, which has all imports.
+The commands have the settings in common, so that one undisturbed run is what all are held against. It starts as a
+user's does, and so does a torchrun; all others are forks of the test's process, which has all imports.
 """
 
 import csv
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fork_server import stand_in
 from forked import Forked, fork_ranks
 
 from crosslevel import load_encoder
@@ -142,10 +143,12 @@ def test_torchrun_restarts_a_run_where_its_checkpoint_is(tmp_path, undisturbed):
     """Elastic: a killed process has all of them started again, and the losses are those of an undisturbed run."""
     run = tmp_path / "run"
     line = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--standalone"]
-    process = started([*line, "--no-python", "--", *COMMAND, QUIET, f"--run={run}"], tmp_path)
-    until(5, process, run)
-    os.kill(ranks_of(process)[0], signal.SIGKILL)
-    error = process.communicate(timeout=400)[1]
+    with stand_in(tmp_path) as python:
+        command = [python, "-m", "crosslevel", *COMMAND[1:]]
+        process = started([*line, "--no-python", "--", *command, QUIET, f"--run={run}"], tmp_path)
+        until(5, process, run)
+        os.kill(ranks_of(process)[0], signal.SIGKILL)
+        error = process.communicate(timeout=400)[1]
     assert process.returncode == 0, error
     assert "continues it" in error or "failed" in error  # it was killed, and not at its end
     assert losses(run) == losses(undisturbed)

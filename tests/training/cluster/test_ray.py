@@ -1,6 +1,6 @@
 """On a Ray cluster of two nodes on this machine, which all tests here share: a training and a table that lose one."""
 
-import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from container_samples import write_tar
 from embed_samples import draw, embedded, random_encoder, rows, same
+from fork_server import stand_in
 from run_samples import metrics, write_images
 
 from crosslevel import load_encoder
@@ -49,10 +50,18 @@ def bucket():
 
 @pytest.fixture(scope="module")
 def nodes(bucket, tmp_path_factory):
-    """Two nodes of one core each, with as few of Ray's processes as there can be, and a cache of their own."""
-    ray = pytest.importorskip("ray", reason="Ray is of pip install 'crosslevel[ray]'")
-    node = importlib.import_module("ray._private.node").Node
-    with pytest.MonkeyPatch.context() as patch:
+    """Two nodes of one core each, with as few of Ray's processes as there can be, and a cache of their own.
+
+    What they start, workers and trainings, are forks from before Ray was imported: it reads variables at its import.
+    """
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("Ray is of pip install 'crosslevel[ray]'")
+    forks = stand_in(tmp_path_factory.mktemp("python")) if "ray" not in sys.modules else nullcontext()
+    with pytest.MonkeyPatch.context() as patch, forks as python:
+        ray = importlib.import_module("ray")
+        node = importlib.import_module("ray._private.node").Node
+        if python:
+            patch.setattr(sys, "executable", python)
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_health_check_period_ms", "1000")
@@ -74,7 +83,7 @@ class Nodes:
 
     def add(self):
         size = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        less = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+        less = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True, "setup_worker_path": "-u"}
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("CROSSLEVEL_CACHE", self.cache)
             return self.cluster.add_node(**size, **less)
