@@ -11,6 +11,7 @@ import yaml
 from run_samples import losses, write_images
 from train_samples import FAST
 
+from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches, pack
@@ -68,7 +69,7 @@ def test_what_is_left_open_is_chosen_told_and_kept(photos, tmp_path, capsys):
 
 def test_minutes_become_epochs_that_a_resumed_run_keeps(photos, tmp_path, monkeypatch, capsys):
     """Measured once, 24 images a second in 0.1 minutes: 5.4 epochs' time, of which whole ones are used."""
-    monkeypatch.setattr("crosslevel.training.plan.seconds_a_step", lambda *parts: 8 / 24)
+    monkeypatch.setattr("crosslevel.training.plan.seconds_a_step", lambda *parts, cld: 8 / 24)
     run(train, [str(photos), *FAST, "--minutes=0.1", f"--run={tmp_path}/r"])
     assert "chosen: --epochs 5: 0.1 minutes at 24 images a second" in capsys.readouterr().out
     saved = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
@@ -82,13 +83,19 @@ def test_minutes_become_epochs_that_a_resumed_run_keeps(photos, tmp_path, monkey
 def test_the_measured_step_is_a_whole_one_and_leaves_no_trace(photos):
     encoder, views = Encoder("resnet18", True, 0.0625), Views(size=16)
     batches = TrainBatches(pack(open_images(str(photos)), 16, bad_files=BadFiles()), 8, seed=0, bad_files=BadFiles())
-    before, state = {k: v.clone() for k, v in encoder.state_dict().items()}, torch.get_rng_state()
-    seen = []
+    before = {k: v.clone() for k, v in encoder.state_dict().items()}
+    cld, seen, grouped = CrossLevel(encoder.num_features, groups=4), [], []
+    weights = {k: v.clone() for k, v in cld.state_dict().items()}
     encoder.register_forward_hook(lambda module, x, out: seen.append(out.requires_grad))
+    cld.register_forward_hook(lambda module, x, out: grouped.append(out.requires_grad))
+    state = torch.get_rng_state()
     began = time.perf_counter()
-    seconds = seconds_a_step(encoder, views, batches, choose("cpu", "fp32"))
+    seconds = seconds_a_step(encoder, views, batches, choose("cpu", "fp32"), cld=cld)
     assert 0 < seconds < time.perf_counter() - began
     assert all(seen)
+    assert grouped == [True] * (len(seen) // 2)
+    assert cld.last is None
+    assert all(torch.equal(value, weights[name]) for name, value in cld.state_dict().items())
     assert len(seen) >= 2 * 3
     assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
