@@ -227,3 +227,14 @@ def test_the_first_steps_are_not_judged(tmp_path, step, named):
     CollapseWatch(log, Run(tmp_path), module, console).look(8)
     assert ("the features collapse" in console.file.getvalue()) == named
     assert (tmp_path / "warnings.txt").exists() == named
+
+
+def test_a_folder_of_one_step_an_epoch_is_not_warned_of(tmp_path, capsys):
+    """From the first step to the last, the settings being those that the rules choose."""
+    source = "turntable:train,classes=4,objects=12,frames=4,imbalance=1,size=16"
+    less = [option for option in TINY if "batch" not in option]
+    run(train, [source, f"--run={tmp_path / 'r'}", "--epochs=25", "--batch_size=48", "--monitor_every=4", *less])
+    shown = capsys.readouterr().out
+    assert "1 step an epoch" in shown
+    assert "collapse" not in shown
+    assert not (tmp_path / "r" / "warnings.txt").exists()
