@@ -153,7 +153,8 @@ def train(
             labels), label_free (scores of two views of 2,000 of the images, not removed from the training) or both; knn
             where the source has labels, label_free elsewhere, unless given.
         monitor_every: epochs between these figures; a tenth of all unless given; 0 for none.
-        checkpoint_minutes: most minutes between checkpoints within an epoch.
+        checkpoint_minutes: most minutes between checkpoints; one is written after each epoch, too, unless writing takes
+            a twentieth of the time since the last one or more.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
