@@ -1,5 +1,6 @@
 """The training step's own parts: LARS and its exclusions, the schedule, the seeds."""
 
+import functools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import Batch, TrainBatches
-from crosslevel.methods import InfoMin, MoCo, SimCLR
+from crosslevel.methods import NPID, InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.schedules import warmed_up
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
@@ -107,12 +108,14 @@ class SameViews(nn.Module):
 
 
 @pytest.mark.parametrize(("splits", "reached"), [(1, set(range(8))), (2, {0, 1, 2, 3}), (3, {0, 1, 2})])
-@pytest.mark.parametrize("method", [MoCo, InfoMin])
+@pytest.mark.parametrize("method", [
+    functools.partial(MoCo, queue=16), functools.partial(InfoMin, queue=16), functools.partial(NPID, images=8),
+])  # fmt: skip
 def test_split_statistics_keep_queries_apart(method, splits, reached):
     """A query's feature depends on its own part's images alone, as on so many devices; CLD sees all of the features."""
     torch.manual_seed(0)
     encoder = Encoder("resnet18", width=0.0625)
-    chosen = method(encoder, queue=16, online=2, splits=splits)
+    chosen = method(encoder, online=2, splits=splits)
     views, seen = SameViews(), []
     views.count = chosen.views
     cld = CrossLevel(encoder.num_features, groups=4)

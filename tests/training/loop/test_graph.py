@@ -59,6 +59,7 @@ def test_what_is_compiled(wanted, steps, hardware, devices, encoder, whole, line
     ("cld.grouping", "normalized-cut", "cld.grouping=normalized-cut decides on the host"),
     ("cld.init", "kmeans++", r"cld.init=kmeans\+\+ is drawn on the host"),
     ("method.splits", 2, "method.splits=2 deals out the keys"),
+    ("method.sharded", True, "method.sharded: which rows"),
     ("optimizer_name", "lars", "the optimizer lars"),
 ])  # fmt: skip
 def test_what_cannot_be_captured_says_why(place, value, reason):
@@ -69,6 +70,9 @@ def test_what_cannot_be_captured_says_why(place, value, reason):
     assert (choice.encoder, choice.graph) == (True, False)
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(choice.line)
+    module = training("npid", True, 8)  # which has no keys to deal out
+    module.method.splits = 2
+    assert graph.choose("auto", 10**6, module, CUDA, 1, batches()).graph
     assert "may differ in shape" in graph.choose("auto", 10**6, training("moco", True, 8), CUDA, 1, []).line
 
 
