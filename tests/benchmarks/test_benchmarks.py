@@ -164,14 +164,16 @@ def test_the_papers_table_has_every_cell_and_what_was_measured_last(paper_gpu):
     done["moco --cld.groups=10"] = {**done["npid"], "figures": {"20": {"instance": 70.0}}, "epochs_done": 20}
     page = paper_gpu.markdown(done, list(paper_gpu.PUBLISHED))
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert rows[1] == "| npid | 80.8 | 100 of 200 | 99.0 | - | 99.0 | 29,600 | a card, bf16, 2026-01-02 |"
+    assert rows[1] == "| npid | 80.8 | 100 of 200 | 99.0 | - | - | 99.0 | 29,600 | a card, bf16, 2026-01-02 |"
     assert rows[2:5] == [
-        f"| {name} | {published} | not run | - | - | - | - | - |"
+        f"| {name} | {published} | not run | - | - | - | - | - | - |"
         for name, published in (("npid-cld", 86.7), ("moco", 82.1), ("moco-cld", 87.5))
     ]
-    assert rows[5].startswith("| moco --cld.groups=10 | - | 20 of 200 | 70.0 | - | - |")
+    assert rows[5].startswith("| moco --cld.groups=10 | - | 20 of 200 | 70.0 | - | - | - |")
     assert rows[6:] == ["| epoch | 20 | 100 |", "| npid | 40.0 | 99.0 |", "| moco --cld.groups=10 | 70.0 | - |"]
     assert "not run" not in paper_gpu.markdown(done, [])
+    complete = {"npid+fp32": {**done["npid"], "epochs_done": 200, "figures": {"200": {"instance": 79.46}}}}
+    assert "| npid+fp32 | 80.8 | 200 of 200 | 79.5 | 1.3 | - | - |" in paper_gpu.markdown(complete, [])
 
 
 def test_the_papers_table_on_a_cpu_is_one_command(paper_gpu, monkeypatch):
