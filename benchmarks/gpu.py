@@ -15,8 +15,8 @@ or takes longer than it may, does not stop the others. A cell that is whole in F
 again; where FOLDER has none, that of benchmarks/results/ is copied there. The same call once more goes on with a cell
 that was cut off, as long as runs/paper_gpu is there.
 
-paper_gpu.py explains DATA and the packages that are needed. For a machine that has PyTorch and its usual companions, and
-cannot download anything, put the images (18.5 MB) and what is missing there into a folder that git ignores,
+paper_gpu.py explains DATA and the packages that are needed. For a machine with PyTorch that cannot download anything,
+put the images (18.5 MB) and what is missing there into a folder that git ignores,
 
     mkdir -p build/carried && cp cifar10-jpeg.tar.xz build/carried/
     pip download --no-deps -d build/carried filelock==4.2.12

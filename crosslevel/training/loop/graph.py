@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms import masked
 from crosslevel.transforms.parameters import draw
@@ -73,12 +74,13 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
 
 
 def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND) -> None:
-    """Compile the encoder in place, and how views are made; names and weights stay as they are.
+    """Compile all encoders in place, moving averages as well, and how views are made; names and weights stay.
 
     ``drawing``: compile the drawing of their parameters, too; the step's number must then be a tensor.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
-    module.encoder.compile(**how)
+    for encoder in _encoders(module):
+        encoder.compile(**how)
     module.views.make = torch.compile(masked.view, **how)
     if drawing:
         module.views.draw = torch.compile(draw, **how)
@@ -87,8 +89,14 @@ def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND
 
 def as_before(module: Pretrain) -> None:
     """Undo `compiled`."""
-    module.encoder._compiled_call_impl = None
+    for encoder in _encoders(module):
+        encoder._compiled_call_impl = None
     module.views.make, module.views.draw, module.views.words = masked.view, draw, Counted.words
+
+
+def _encoders(module: Pretrain) -> list[Encoder]:
+    """The trained encoder and a method's moving averages of it."""
+    return [part for part in module.modules() if isinstance(part, Encoder)]
 
 
 class Compiled:
