@@ -59,8 +59,8 @@ STAGES = ["capture", "cell", "speed"]
 LEFT = 30  # seconds without which nothing is begun
 RECORD = HERE / "results" / "paper_gpu.json"
 HEAD = [
-    "| method | captured | largest difference of losses | with other batches | the same training |",
-    "|---|---|---|---|---|",
+    "| method | captured | largest difference of losses | with other batches | where, when | the same training |",
+    "|---|---|---|---|---|---|",
 ]
 
 
@@ -139,7 +139,7 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
         if left < LEFT:
             break
         output = limited([__file__, data, "--compare", name], min(120, left)).strip()
-        failed = f"| {name} | failed: {' '.join(output.split())} | - | - | no |"
+        failed = f"| {name} | failed: {' '.join(output.split())} | - | - | - | no |"
         rows = [*rows, output if output.startswith("| ") else failed]
         (out / "captured.md").write_text("\n".join([*HEAD, *rows]) + "\n")
         print(rows[-1], flush=True)
@@ -159,7 +159,8 @@ def compared(name: str, kind: str = "cuda", **options: Any) -> str:
     graph, reason = losses(name, kind, captured=True, **options)
     far, near = float((eager - other).abs().max()), float((eager - graph).abs().max())
     same = not reason and near < far / 10
-    return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {'yes' if same else 'no'} |"
+    where = f"{torch.cuda.get_device_name() if kind == 'cuda' else kind}, {time.strftime('%Y-%m-%d')}"
+    return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {where} | {'yes' if same else 'no'} |"
 
 
 def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: Any) -> tuple[Any, str]:

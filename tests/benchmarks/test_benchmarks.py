@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -226,7 +227,8 @@ def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypat
     assert row[0] == "npid"
     assert row[1].startswith("no CUDA graph of the step: ")
     assert float(row[2]) < float(row[3]) / 10
-    assert row[4] == "no"
+    assert row[4] == f"cpu, {time.strftime('%Y-%m-%d')}"
+    assert row[5] == "no"
     for captured, verdict in (([5.02, 4.0], "yes"), ([5.5, 4.5], "no")):
         told = {(False, 0): [5.0, 4.0], (False, 1): [5.5, 4.5], (True, 0): captured}
         monkeypatch.setattr(
