@@ -84,6 +84,7 @@ def train(
     layer_decay: float | None = None,
     stop_fall: bool = True,
     logger: str | None = None,
+    accumulate: int = 1,
     *,
     watch: Watch | None = None,
     loggers: Sequence[Any] = (),
@@ -167,6 +168,9 @@ def train(
             start, the training ends with the best encoder so far.
         logger: loggers beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
             metrics.csv alone. Unless given, TensorBoard if it is installed.
+        accumulate: parts of each device's batch that are computed one after the other, for a batch that does not fit;
+            their gradients make one step. Batch normalization, CLD's groups and losses that compare the batch's images
+            see a part.
         watch: another program that chooses the training images and measures in place of the monitor; no option.
         loggers: further loggers, objects with Lightning's ``log_metrics``, ``log_hyperparams`` and ``finalize``; no
             option.
@@ -197,7 +201,7 @@ def train(
     )  # fmt: skip
     steps = Optimization(
         epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
+        warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay, accumulate=accumulate,
     )  # fmt: skip
     logging = Logging(
         log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
@@ -305,5 +309,5 @@ def _module(job: Job) -> Pretrain:
         components.encoder, components.method, components.cld, components.views, steps=plan.steps,
         warmup_steps=plan.warmup_steps, optimizer=rates.optimizer, lr=rates.lr, weight_decay=rates.weight_decay,
         seed=job.runtime.seed, epoch_steps=len(plan.batches), gh=components.gh, encoder_rate=rates.encoder_rate,
-        layer_decay=rates.layer_decay,
+        layer_decay=rates.layer_decay, accumulate=rates.accumulate,
     )  # fmt: skip

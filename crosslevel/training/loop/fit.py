@@ -208,13 +208,12 @@ class _Loop:
     def _usual_step(self, batch: Batch) -> None:
         """One step, without compiling."""
         self.module.begin_step(self.optimizer)
-        loss, updates = self.step_module(batch)
         self.step_optimizer.zero_grad()
-        self.fabric.backward(loss)
+        updates = self.module.gradients(batch, self.step_module, self.fabric.backward)
         if self.sharding is not None:
             self.sharding.average()
         self.step_optimizer.step()
-        self.module.end_step(updates)
+        self.module.end_step(*updates)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)

@@ -7,7 +7,7 @@ once, all of them, from the views to the optimizer and the method's memory, are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -209,13 +209,16 @@ class Captured:
         """The computation of a step."""
         module, precision = self.module, self.hardware.precision
         assert self.batch is not None
-        # Casts in autocast's cache would outlive their graph.
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss, updates = module(self.batch)
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            # Casts in autocast's cache would outlive their graph.
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+                return cast("tuple[Tensor, Any]", module(part))
+
         self.optimizer.zero_grad()
-        loss.backward()
+        updates = module.gradients(self.batch, forward, Tensor.backward)
         self.optimizer.step()
-        module.remember(updates)
+        module.remember(*updates)
 
 
 class _Statistics:

@@ -116,10 +116,14 @@ def test_no_step_waits_for_the_device(name, with_cld):
 
 
 @pytest.mark.usefixtures("_as_elsewhere")
-@pytest.mark.parametrize(("name", "more"), [("npid", {"negatives": 5}), ("npid", {"splits": 2}), ("dino", {})])
-def test_no_step_in_bfloat16_waits_for_the_device(name, more):
-    """With negatives that are drawn, with partners of the images, and with crops of two sizes from a loader."""
+@pytest.mark.parametrize(
+    ("name", "more", "parts"),
+    [("npid", {"negatives": 5}, 1), ("npid", {"splits": 2}, 1), ("dino", {}, 1), ("moco", {}, 2)],
+)
+def test_no_step_in_bfloat16_waits_for_the_device(name, more, parts):
+    """With negatives that are drawn, partners of the images, crops of two sizes from a loader, a batch in parts."""
     module, batch = training(name, True, 8, **more), batch_of(8)
+    module.accumulate = parts
     if name == "dino":
         assert module.views.small_side < module.views.size
         numbers = torch.Generator().manual_seed(0)
@@ -132,18 +136,21 @@ def test_no_step_in_bfloat16_waits_for_the_device(name, more):
 
 def take_steps(module, batch, precision, kept_from, count):
     """Steps in which nothing may wait; from ``kept_from`` on with schedules in tensors, as a captured step has them."""
+
+    def forward(part):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+            return module(part)
+
     optimizer = module.configure_optimizer()
     for number in range(count):
         if number == kept_from:
             module.keep_on(torch.device("cpu"), optimizer)
         module.begin_step(optimizer)
         with Refuses():
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-                loss, kept = module(batch)
             optimizer.zero_grad()
-            loss.backward()
+            kept = module.gradients(batch, forward, torch.Tensor.backward)
             optimizer.step()
-            module.end_step(kept)
+            module.end_step(*kept)
     module.check_finite()
 
 
