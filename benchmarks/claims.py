@@ -16,16 +16,15 @@ from __future__ import annotations
 import argparse
 import math
 import shlex
-import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-from quality.claims_list import CLAIMS, ELSEWHERE, FIGURES, Claim
+from quality.claims_list import BASELINES, CLAIMS, FIGURES, Claim, key_of
+from quality.claims_page import page
 from shared import records
 
 ROOT = Path(__file__).resolve().parents[1]
-BASELINES = ("raw pixels", "untrained encoder", "random initialization", "supervised encoder")
 RECORD, PAGE = ROOT / "benchmarks/results/claims.json", ROOT / "docs/claims.md"
 
 
@@ -64,11 +63,6 @@ def size_of(arguments: argparse.Namespace) -> str:
         f"--epochs={arguments.epochs} --batch_size={arguments.batch_size} --encoder.width={arguments.width:g} "
         f"--monitor_every=0 --report_html=false"
     )
-
-
-def key_of(source: str, line: str, seed: int) -> str:
-    """A training's name in the record: claims that need the same training share it."""
-    return f"{source} | {line} | {seed}"
 
 
 def train_missing(arguments: argparse.Namespace) -> None:
@@ -131,6 +125,8 @@ def source_of(arguments: argparse.Namespace, kind: str) -> str:
 
 def measured(arguments: argparse.Namespace, folder: Path, figure: str, seed: int) -> dict[str, float]:
     """The figure of a run, and its further figures."""
+    from quality.claims_views import of_views
+
     from crosslevel import evaluate
 
     bank, test = source_of(arguments, "balanced"), f"{arguments.data}/cifar10-jpeg/test"
@@ -166,173 +162,6 @@ def of_detectors(arguments: argparse.Namespace, folder: Path, bank: str, seed: i
     precisions = scenes.precision(folder, scenes_dir, bank, seed=seed, epochs=arguments.epochs)
     trained = precisions.pop(scenes.TRAINED)
     return {"detection": trained, **{f"detection: {name}": value for name, value in precisions.items()}}
-
-
-def of_views(folder: Path, test: str) -> dict[str, float]:
-    """How the instance branch compares two views of 1,000 test images, which are the same for all runs."""
-    import torch
-    import torch.nn.functional as F
-
-    from crosslevel.data.bad_files import BadFiles
-    from crosslevel.data.loaders.batches import pack
-    from crosslevel.data.open import open_images
-    from crosslevel.data.subsets.select import take
-    from crosslevel.models.encoder import load_encoder
-    from crosslevel.runs import load_branches
-    from crosslevel.transforms.philox import Counted
-    from crosslevel.transforms.views import Views
-
-    encoder, head = load_encoder(folder), load_branches(folder)["instance branch"]
-    images = open_images(test)
-    sample = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:1000]
-    packed = pack(take(images, sample.sort().values), encoder.view.size, bad_files=BadFiles())
-    views = Views("cifar", encoder.view.size, mean=encoder.view.mean, std=encoder.view.std)
-    with torch.inference_mode():
-        a, b = (
-            F.normalize(head(torch.cat([encoder(part) for part in view.split(250)])), dim=1)
-            for view in views(packed.data, Counted(0, 0, torch.arange(len(packed))))
-        )
-        cosine = a @ b.T
-        own = cosine.diagonal()
-        others = cosine.masked_fill(torch.eye(len(cosine), dtype=torch.bool), -1).amax(1)
-    return {"contrast": float((own - others).mean()), "agreement": 100 * float((own > others).float().mean())}
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The mean, and half of its interval of 95 %; infinite for a single one."""
-    if len(values) < 2:
-        return statistics.mean(values), math.inf
-    from scipy.stats import t
-
-    half = t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.mean(values), float(half)
-
-
-def page(cells: dict[str, dict[str, Any]]) -> str:
-    """The record as a page: a section a claim. It has only trainings of the most frequent size."""
-    sizes = [(cell["images"], cell["size"]) for cell in cells.values()]
-    default = statistics.mode(sizes) if sizes else None
-    cells = {key: cell for key, cell in cells.items() if (cell["images"], cell["size"]) == default}
-    lines = [
-        "# The abstract, claim by claim", "",
-        "Written by `python benchmarks/claims.py` from `benchmarks/results/claims.json`. Small trainings on a CPU:",
-        "which way a claim points at this size, not the published figures. Intervals are of 95 % over seeds.", "",
-    ]  # fmt: skip
-    conditions = sorted({f"{cell['images']:,} images, `{cell['size']}`; {cell['machine']}" for cell in cells.values()})
-    lines += [f"Trained with: {one}." for one in conditions] + [""] * bool(conditions)
-    lines += overview(cells)
-    for name, claim in CLAIMS.items():
-        lines += [
-            f"## {claim.says[0].upper()}{claim.says[1:]}",
-            "",
-            f"`python benchmarks/claims.py DATA --only {name}`",
-            "",
-        ]
-        lines += section(claim, cells)
-    for title, text in ELSEWHERE.items():
-        lines += [f"## {title}", "", text, ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def overview(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """One table of the claims that compare a method alone with the method and CLD."""
-    rows = []
-    for name, claim in CLAIMS.items():
-        if list(claim.arms) != ["alone", "with CLD"] or claim.figure != "knn" or claim.rule != "difference":
-            continue
-        arms, _, baselines = results_of(claim, cells)
-        if not all(arms.values()):
-            continue
-        seeds = sorted(arms["alone"].keys() & arms["with CLD"].keys())
-        difference = spread([arms["with CLD"][seed] - arms["alone"][seed] for seed in seeds], "+.2f") if seeds else "-"
-        columns = [spread(list(arm.values())) for arm in arms.values()] + [difference] + [
-            f"{statistics.mean(baselines[b]):.2f}" if baselines[b] else "-" for b in BASELINES[:2]
-        ]  # fmt: skip
-        rows.append(f"| {name} | {claim.source} | {len(seeds)} | " + " | ".join(columns) + " |")
-    if not rows:
-        return []
-    head = "| claim | collection | seeds | alone | with CLD | difference | raw pixels | untrained encoder |"
-    return [
-        f"## All methods beside each other ({FIGURES['knn']})", "",
-        head, "|---|---|---|---|---|---|---|---|", *rows, "",
-        "A row of one seed decides nothing. Methods need budgets of their own: this is one budget for all.", "",
-    ]  # fmt: skip
-
-
-def results_of(
-    claim: Claim, cells: dict[str, dict[str, Any]]
-) -> tuple[dict[str, dict[int, float]], dict[str, int], dict[str, list[float]]]:
-    """Each arm's figures by seed, how many of its trainings diverged, and the baselines' figures."""
-    arms: dict[str, dict[int, float]] = {}
-    failed: dict[str, int] = {}
-    baselines: dict[str, list[float]] = {name: [] for name in BASELINES}
-    for arm, line in claim.arms.items():
-        of_arm = [(int(key.rsplit(" | ", 1)[1]), cell) for key, cell in cells.items()
-                if key.rsplit(" | ", 1)[0] == f"{claim.source} | {line}"]  # fmt: skip
-        arms[arm] = {seed: cell["figures"][claim.figure] for seed, cell in of_arm if claim.figure in cell["figures"]}
-        failed[arm] = sum(claim.figure in cell["failed"] for _, cell in of_arm)
-        for name, values in baselines.items():
-            values += [v for _, cell in of_arm if (v := cell["figures"].get(f"{claim.figure}: {name}")) is not None]
-    return arms, failed, baselines
-
-
-def section(claim: Claim, cells: dict[str, dict[str, Any]]) -> list[str]:
-    """A claim's sentence and table; or that it was not run."""
-    arms, failed, baselines = results_of(claim, cells)
-    if not any(arms.values()) and not any(failed.values()):
-        return ["Not run yet.", ""]
-    first = next(iter(arms))
-    rows, verdicts = [], []
-    for arm, by_seed in arms.items():
-        shared = sorted(by_seed.keys() & arms[first].keys())
-        mean_text = spread(list(by_seed.values())) if by_seed else "-"
-        mean_text += f" ({failed[arm]} of {failed[arm] + len(by_seed)} diverged)" if failed[arm] else ""
-        difference = "-"
-        if arm != first and shared:
-            mean, half = interval([by_seed[seed] - arms[first][seed] for seed in shared])
-            difference = f"{mean:+.2f}" + ("" if math.isinf(half) else f" ± {half:.2f}")
-            verdicts.append(verdict(claim, arm, first, mean, half, by_seed, arms[first]))
-        rows.append(f"| {arm} | {len(by_seed)} | {mean_text} | {difference} |")
-    if claim.rule == "trains":
-        verdicts = [trains(arms, failed)]
-    rows += [f"| {name} | | {statistics.mean(values):.2f} | |" for name, values in baselines.items() if values]
-    head = [f"| arm | seeds | {FIGURES[claim.figure]} | difference to {first} |", "|---|---|---|---|"]
-    return [*verdicts, "", *head, *rows, ""]
-
-
-def spread(values: list[float], form: str = ".2f") -> str:
-    """A mean with its interval."""
-    mean, half = interval(values)
-    return f"{mean:{form}}" + ("" if math.isinf(half) else f" ± {half:.2f}")
-
-
-def verdict(
-    claim: Claim, arm: str, first: str, mean: float, half: float, by_seed: dict[int, float], base: dict[int, float]
-) -> str:
-    """The result as a sentence."""
-    if claim.rule == "spread":
-        if min(len(by_seed), len(base)) < 2:
-            return "One seed has no spread."
-        deviation, base_deviation = (statistics.stdev(values.values()) for values in (by_seed, base))
-        deviations = f"{deviation:.2f} {arm}, {base_deviation:.2f} {first}"
-        return f"Deviation over {len(by_seed)} seeds: {deviations}: too few to tell them apart."
-    if math.isinf(half):
-        return f"{arm} against {first}: {mean:+.2f} with one seed, which decides nothing."
-    if abs(mean) <= half:
-        return f"{arm} against {first}: {mean:+.2f} ± {half:.2f}, not told apart from nothing."
-    return f"{arm} against {first}: {mean:+.2f} ± {half:.2f}, {'better' if mean > 0 else 'worse'}."
-
-
-def trains(arms: dict[str, dict[int, float]], failed: dict[str, int]) -> str:
-    """The largest rates at which every seed trains: a finite loss, and at least half of the best arm's figure."""
-    best = max((statistics.mean(by_seed.values()) for by_seed in arms.values() if by_seed), default=0.0)
-    largest: dict[str, str] = {}
-    for arm, by_seed in arms.items():
-        name, rate = arm.split(", rate ")
-        if by_seed and not failed[arm] and min(by_seed.values()) >= best / 2:
-            largest[name] = rate
-    names = {arm.split(", rate ")[0] for arm in arms}
-    return "Largest rate that still trains: " + ", ".join(f"{largest.get(n, 'none')} {n}" for n in sorted(names)) + "."
 
 
 if __name__ == "__main__":

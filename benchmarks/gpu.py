@@ -1,43 +1,66 @@
 """All checks that need a GPU, in one call.
 
-python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture speed cell]
+python benchmarks/gpu.py DATA --minutes 9 [-o FOLDER] [--stages capture cell speed]
+
+First the capture of the next cell's own method, then that cell, then what there is time for: speed, other captures.
 
 - capture: whether a step that is captured as one CUDA graph trains as the usual one does. The same 12 steps of every
   method with CLD, in float32; beside the largest difference of their losses stands the one that other batches make:
   "yes" where the first is less than a tenth of the second.
+- cell: the next cell of benchmarks/paper_gpu.py, captured only if its method passed.
 - speed: benchmarks/step.py with everything compiled, at 32 and at 224 pixels.
-- cell: the next cell of benchmarks/paper_gpu.py for the minutes that are left, captured only if NPID and MoCo passed.
 
 FOLDER gets captured.md, step_gpu.txt, paper_gpu.json and paper_gpu.md, each as soon as it is there; a stage that fails,
-or takes longer than it may, does not stop the others. paper_gpu.py explains DATA and the packages that are needed.
+or takes longer than it may, does not stop the others. A cell that is whole in FOLDER's paper_gpu.json is not trained
+again; where FOLDER has none, that of benchmarks/results/ is copied there. The same call once more goes on with a cell
+that was cut off, as long as runs/paper_gpu is there.
+
+paper_gpu.py explains DATA and the packages that are needed. For a machine with PyTorch that cannot download anything,
+put the images (18.5 MB) and what is missing there into a folder that git ignores,
+
+    mkdir -p build/carried && cp cifar10-jpeg.tar.xz build/carried/
+    pip download --no-deps -d build/carried filelock==4.2.12
+
+which is copied beside the tree. There, with the results in OUT:
+
+    pip install --no-deps --target build/packages build/carried/*.whl
+    PYTHONPATH=build/packages python benchmarks/gpu.py build/carried/cifar10-jpeg.tar.xz --minutes 9 -o OUT
+
 `--compile auto` can be the default of `crosslevel train` once captured.md says "yes" for every method.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from paper_gpu import wanted
 from shared import records
 
 HERE = Path(__file__).parent
-FIRST = ["npid", "moco"]  # the methods of the cells
-OTHERS = ["simclr", "infomin", "byol", "simsiam", "vicreg", "swav", "dino"]
+METHODS = ["npid", "moco", "simclr", "infomin", "byol", "simsiam", "vicreg", "swav", "dino"]  # the cells' two first
+SMALL = ["--width", "1", "--steps", "195"]  # a round is an epoch of CIFAR-10: a checkpoint hardly counts
 SPEEDS = [
-    ["--width", "1"],
-    ["--width", "1", "--method", "NPID", "--cld"],
-    ["--width", "1", "--method", "MoCo", "--cld"],
-    ["--backbone", "resnet50", "--width", "1", "--size", "224", "--epochs", "5", "--steps", "8"],
+    (120, [*SMALL, "--method", "NPID", "--cld"]),
+    (120, [*SMALL, "--method", "MoCo", "--cld"]),
+    (120, SMALL),
+    (240, ["--width", "1", "--steps", "48", "--backbone", "resnet50", "--size", "224", "--epochs", "5"]),
 ]
+"""Seconds that each may take, and its options."""
+
 STEPS, BATCH = 12, 64
-STAGES = ["capture", "speed", "cell"]
+STAGES = ["capture", "cell", "speed"]
+LEFT = 30  # seconds without which nothing is begun
+RECORD = HERE / "results" / "paper_gpu.json"
 HEAD = [
-    "| method | captured | largest difference of losses | with other batches | the same training |",
-    "|---|---|---|---|---|",
+    "| method | captured | largest difference of losses | with other batches | where, when | the same training |",
+    "|---|---|---|---|---|---|",
 ]
 
 
@@ -53,29 +76,48 @@ def main() -> None:
     if arguments.compare:
         print(compared(arguments.compare))
         return
+    stages(arguments, RECORD)
+
+
+def stages(arguments: argparse.Namespace, record: Path) -> None:
+    """Run what was chosen; ``record`` has the cells that are done."""
     out, stop = Path(arguments.output), time.monotonic() + 60 * arguments.minutes
     out.mkdir(parents=True, exist_ok=True)
+    own = out / record.name
+    if record.is_file() and not own.exists():
+        shutil.copyfile(record, own)
+    cells = wanted(["next"], own, []) if "cell" in arguments.stages else []
+    first = [name.partition("-")[0] for name in cells]
     rows: list[str] = []
-    same = True
     if "capture" in arguments.stages:
-        rows = capture(arguments.data, FIRST, rows, out, stop)
-        same = all(row.endswith("| yes |") for row in rows)
+        rows = capture(arguments.data, first, rows, out, stop)
+    if cells:
+        cell(arguments, own, stop, captured=all(row.endswith("| yes |") for row in rows))
     if "speed" in arguments.stages:
-        for number, line in enumerate(SPEEDS):
-            if stop - time.monotonic() < 30:
-                break
-            output = limited([str(HERE / "step.py"), *line], min(120, stop - time.monotonic()))
-            with (out / "step_gpu.txt").open("a" if number else "w") as file:
-                file.write(output)
-            print(output, flush=True)
-    if "cell" in arguments.stages:
-        left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
-        line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
-        line += ["-o", str(out / "paper_gpu"), *([] if same else ["--", "--compile=off"])]
-        if left > 0:
-            print(limited(line, 60 * (left + 1.5)), flush=True)
+        speed(out, stop)
     if "capture" in arguments.stages:
-        capture(arguments.data, OTHERS, rows, out, stop)
+        capture(arguments.data, [name for name in METHODS if name not in first], rows, out, stop)
+
+
+def cell(arguments: argparse.Namespace, record: Path, stop: float, captured: bool) -> None:
+    """Train the next cell while there is time."""
+    left = (stop - time.monotonic()) / 60 - 1.5  # a cell has a minute to write its checkpoint
+    line = [str(HERE / "paper_gpu.py"), arguments.data, "--minutes", f"{left:.2f}", "--runs", arguments.runs]
+    line += ["-o", str(record.with_suffix("")), *([] if captured else ["--", "--compile=off"])]
+    if left > 0:
+        print(limited(line, 60 * (left + 1.5)), flush=True)
+
+
+def speed(out: Path, stop: float) -> None:
+    """Time the step while there is time; what an earlier call measured is replaced."""
+    for number, (seconds, line) in enumerate(SPEEDS):
+        left = stop - time.monotonic()
+        if left < LEFT:
+            break
+        output = limited([str(HERE / "step.py"), *line], min(seconds, left))
+        with (out / "step_gpu.txt").open("a" if number else "w") as file:
+            file.write(output)
+        print(output, flush=True)
 
 
 def limited(line: list[str], seconds: float) -> str:
@@ -94,10 +136,10 @@ def capture(data: str, names: list[str], rows: list[str], out: Path, stop: float
     """The rows with those of ``names``, each from a process of its own, while there is time; the table is written."""
     for name in names:
         left = stop - time.monotonic()
-        if left < 30:
+        if left < LEFT:
             break
         output = limited([__file__, data, "--compare", name], min(120, left)).strip()
-        failed = f"| {name} | failed: {' '.join(output.split())} | - | - | no |"
+        failed = f"| {name} | failed: {' '.join(output.split())} | - | - | - | no |"
         rows = [*rows, output if output.startswith("| ") else failed]
         (out / "captured.md").write_text("\n".join([*HEAD, *rows]) + "\n")
         print(rows[-1], flush=True)
@@ -117,7 +159,8 @@ def compared(name: str, kind: str = "cuda", **options: Any) -> str:
     graph, reason = losses(name, kind, captured=True, **options)
     far, near = float((eager - other).abs().max()), float((eager - graph).abs().max())
     same = not reason and near < far / 10
-    return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {'yes' if same else 'no'} |"
+    where = f"{torch.cuda.get_device_name() if kind == 'cuda' else kind}, {time.strftime('%Y-%m-%d')}"
+    return f"| {name} | {reason or 'yes'} | {near:.2g} | {far:.2g} | {where} | {'yes' if same else 'no'} |"
 
 
 def losses(name: str, kind: str, *, captured: bool, first: int = 0, **options: Any) -> tuple[Any, str]:

@@ -10,19 +10,20 @@ instance branch's features (the published figure), the group branch's, and the s
 these with the card and the date, OUTPUT.md the table of the newest. The labels judge, and do nothing else.
 
 Cells: npid, npid-cld, moco, moco-cld, further ones by a recipe's name; `next` is the first that is not whole, `all`
-are these four, each for so many minutes. The step is compiled where `crosslevel train --compile auto` would; after
-``--``, --compile=off is as before, and --encoder.init=torch draws weights as the authors' code does. --until 40 stops a
-cell after 40 of its epochs. Without a GPU
+are these four, each for so many minutes. A cell that falls short is tried again with what may be the reason, as
+npid-cld+fp32: torch-init (weights drawn as the authors' code does), fp32, per-view (NPID's bank moved by each view),
+splits (batch statistics of half batches). The step is compiled where `crosslevel train --compile auto` would; options
+after ``--``, such as --compile=off, make another cell. --until 40 stops a cell after 40 of its epochs. Without a GPU
 
     python benchmarks/paper_gpu.py DATA --cpu
 
 trains the first 50 epochs of npid and npid-cld at a quarter of the width, with figures every 10 epochs, into
 benchmarks/results/paper_cpu.md: whether NPID alone is stable at the recipe's rate. It, too, goes on where it was.
 
-Beside PyTorch it needs torchvision, timm, lightning-fabric, pyarrow, pyyaml, rich, filelock (4.2 or later),
-jaxtyping, jinja2, matplotlib, numpy, pillow, safetensors, scikit-learn, scipy, shtab and tensorboard (with absl-py,
-grpcio, markdown, protobuf, tensorboard-data-server and werkzeug). Where nothing can be downloaded, those that
-`python benchmarks/paper_gpu.py --missing` prints must be carried as wheels. Crosslevel itself need not be installed.
+Beside PyTorch it needs torchvision, timm, lightning-fabric (or pytorch-lightning, which has it), pyarrow, pyyaml, rich,
+filelock (4.2 or later), jaxtyping, jinja2, matplotlib, numpy, pillow, safetensors, scikit-learn and scipy; shtab and
+tensorboard are optional. Where nothing can be downloaded, those that `python benchmarks/paper_gpu.py --missing` prints
+must be carried as wheels (`benchmarks/gpu.py` says how). Crosslevel itself need not be installed.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ import sys
 import tarfile
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-PUBLISHED = {"npid": 80.8, "npid-cld": 86.7, "moco": 82.1, "moco-cld": 87.5}
-"""Wang, Liu, Yu 2021, on the official files; the best epoch by test accuracy."""
+from shared.paper_table import BRANCHES, PUBLISHED, VARIANTS, markdown
 
-BRANCHES = ("instance", "group", "shared")
+ROOT = Path(__file__).resolve().parents[1]
+INSTEAD = {"lightning-fabric": "pytorch-lightning"}  # packages of the same versions that have the other in them
 EVERY = 20  # epochs
 GRACE = 60  # seconds in which a cell that was asked to stop has to write its checkpoint
 VOTE = {"MoCo": 0.07, "NPID": 0.1}  # T of the kNN's votes in the authors' programs
@@ -93,17 +94,20 @@ def main() -> None:
     grid(arguments, rest)
 
 
-def missing() -> list[str]:
-    """The packages, as pyproject.toml names them, that are missing or older than needed."""
+def missing(version: Callable[[str], str] = importlib.metadata.version) -> list[str]:
+    """The packages, as pyproject.toml names them, that are missing or older than needed, by their ``version``."""
+
+    def present(name: str, least: str) -> bool:
+        try:
+            return _numbers(version(name)) >= _numbers(least)
+        except importlib.metadata.PackageNotFoundError:
+            return False
+
     requirements = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     lacks = []
     for requirement in requirements:
         name, _, least = requirement.partition(">=")
-        try:
-            here = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            here = ""
-        if not here or _numbers(here) < _numbers(least):
+        if not present(name, least) and not present(INSTEAD.get(name, name), least):
             lacks.append(requirement)
     return lacks
 
@@ -162,7 +166,7 @@ def wanted(requested: list[str], record: Path, rest: list[str], until: int | Non
 
 
 def title(name: str, rest: list[str]) -> str:
-    """A cell's name in the record: with other options it is another one, such as a recipe's variant."""
+    """A cell's name in the record: with other options it is another one."""
     return shlex.join([name, *rest])
 
 
@@ -175,10 +179,14 @@ def whole(recorded: dict[str, Any] | None, until: int | None = None) -> bool:
 
 def cell(name: str, arguments: argparse.Namespace, rest: list[str], record: Path) -> dict[str, Any]:
     """The settings of a cell, which its own process reads."""
+    base, *variants = name.split("+")
+    unknown = [variant for variant in variants if variant not in VARIANTS]
+    if unknown:
+        raise SystemExit(f"no variant is named {unknown[0]}: take {', '.join(VARIANTS)}")
     return {
-        "name": title(name, rest), "recipe": f"cifar10-{name}" if name in PUBLISHED else name, "data": arguments.data,
+        "name": title(name, rest), "recipe": f"cifar10-{base}" if base in PUBLISHED else base, "data": arguments.data,
         "runs": arguments.runs, "record": str(record), "until": arguments.until, "every": arguments.every,
-        "options": rest,
+        "options": [*(VARIANTS[variant] for variant in variants), *rest],
     }  # fmt: skip
 
 
@@ -201,7 +209,7 @@ def train_cell(wanted: dict[str, Any]) -> None:
 
 def folder_of(wanted: dict[str, Any]) -> Path:
     """Where a cell is trained."""
-    return Path(wanted["runs"]) / re.sub(r"[^\w.=-]+", "_", wanted["name"])
+    return Path(wanted["runs"]) / re.sub(r"[^\w.=+-]+", "_", wanted["name"])
 
 
 def unpacked(data: Path, runs: Path) -> Path:
@@ -303,47 +311,6 @@ def accuracies(
             votes = weighted_knn(a, labels, b, int(labels.max()) + 1, k=200, temperature=temperature)
             result[name] = round(100 * float((votes.argmax(1) == truth).float().mean()), 2)
     return result
-
-
-def markdown(cells: dict[str, dict[str, Any]], always: list[str]) -> str:
-    """The newest figures of every cell as a table, and the instance branch's way there as another.
-
-    Those of ``always`` have a row even if they were not run.
-    """
-    lines = [
-        "Weighted kNN (k = 200) of CIFAR-10's test images, top-1 in %, at the last epoch measured (the published "
-        "figures are their best epoch's by test accuracy, on the official files).",
-        "",
-        "| cell | published | epochs | instance | group | shared | images/s | where, when |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in [*always, *(name for name in cells if name not in always)]:
-        one, published = cells.get(name), PUBLISHED.get(name, "-")
-        if one is None or not one["figures"]:
-            lines.append(f"| {name} | {published} | not run | - | - | - | - | - |")
-            continue
-        newest = one["figures"][max(one["figures"], key=int)]
-        texts = " | ".join(f"{newest[branch]:.1f}" if branch in newest else "-" for branch in BRANCHES)
-        rate = "-" if one["images_per_second"] is None else f"{one['images_per_second']:,.0f}"
-        lines.append(
-            f"| {name} | {published} | {one['epochs_done']} of {one['epochs']} | {texts} | {rate} | "
-            f"{one['card']}, {one['precision']}, {one['date']} |"
-        )
-    return "\n".join([*lines, *curves(cells)]) + "\n"
-
-
-def curves(cells: dict[str, dict[str, Any]]) -> list[str]:
-    """The published figure, by epoch; empty before there are any."""
-    measured = {name: one["figures"] for name, one in cells.items() if one["figures"]}
-    epochs = sorted({int(epoch) for figures in measured.values() for epoch in figures})
-    if not epochs:
-        return []
-    rows = [
-        f"| {name} | " + " | ".join(f"{f[str(e)]['instance']:.1f}" if str(e) in f else "-" for e in epochs) + " |"
-        for name, f in measured.items()
-    ]
-    head = ["", "The instance branch's accuracy by epoch:", "", f"| epoch | {' | '.join(map(str, epochs))} |"]
-    return [*head, "|---|" + "---|" * len(epochs), *rows]
 
 
 if __name__ == "__main__":

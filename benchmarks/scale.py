@@ -39,7 +39,7 @@ from large import scale_plan
 from PIL import Image
 from rich.console import Console
 from shared import records
-from shared.beside import machine, median, plain_step
+from shared.beside import dated, median, plain_step
 
 from crosslevel import CrossLevel, Encoder
 from crosslevel.data.bad_files import BadFiles
@@ -89,7 +89,7 @@ def main() -> None:
         print("\n".join(scale_plan.lines(options.plan, options.price)))
         return
     torch.set_num_threads(1)
-    print(machine())
+    print(dated())
     with tempfile.TemporaryDirectory() as folder:
         photographs(Path(folder) / "large", 24, (375, 500))
         photographs(Path(folder) / "few", 2 * BATCH, (96, 128))

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from shared import records
-from shared.beside import beside, machine, median, noise, two_query_method, wait
+from shared.beside import beside, dated, median, noise, two_query_method, wait
 from torch import nn
 
 from crosslevel import CrossLevel, Encoder
@@ -64,7 +64,7 @@ def main() -> None:
     full, bare = beside(encoder, method, images, encoder_alone, **options)
     step, forward_backward, branch = median(full), median(bare), median(cld_seconds[1:])
     ratios = [b / w for b, w in zip(bare, full, strict=True)]
-    print(machine())
+    print(dated())
     print(
         f"{arguments.backbone} x {arguments.width:g}, {arguments.method}{' + CLD' * arguments.cld}, batch {batch} of "
         f"{size}x{size}, preset {views.preset}, compile {arguments.compile}"

@@ -32,7 +32,7 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine
+from shared.beside import dated
 
 FOLDERS, WORKERS, BATCH, STEPS = 1000, 2, 64, 10
 FEW = 2000
@@ -48,7 +48,7 @@ def main() -> None:
         return
     with records.folder(arguments.where) as folder:
         environment = {"CROSSLEVEL_CACHE": str(folder / "cache")}
-        print(machine())
+        print(dated())
         print(f"{'files':>9}  first listing  cached listing  steps  peak memory  of it parent  in the cache")
         peaks = []
         for count in (FEW, arguments.files):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+NOT_IN_PAPER = "not in the paper"
+BASELINES = ("raw pixels", "untrained encoder", "random initialization", "supervised encoder")
 OFF = "--cld.weight=0"
 CLD = "--cld.weight=0.25"
 
@@ -29,9 +31,17 @@ def on_and_off(method: str, more: str = "") -> dict[str, str]:
     return {"alone": f"{line} {OFF}", "with CLD": f"{line} {CLD}"}
 
 
-def varied(option: str, values: list[str], method: str = "MoCo") -> dict[str, str]:
-    """A method with CLD, and one option at several values."""
-    return {value: f"--method={method} --method.online=2 {CLD} {option}={value}" for value in values}
+MOCO = on_and_off("MoCo")["with CLD"]
+
+
+def varied(option: str, default: str, values: list[str]) -> dict[str, str]:
+    """MoCo with CLD, which several claims share, and one option at other values."""
+    return {default: MOCO} | {value: f"{MOCO} {option}={value}" for value in values}
+
+
+def key_of(source: str, line: str, seed: int) -> str:
+    """A training's name in the record: claims that need the same training share it."""
+    return f"{source} | {line} | {seed}"
 
 
 RATES = {
@@ -71,20 +81,20 @@ CLAIMS = {
     "invariance": Claim("features that agree more between views", on_and_off("MoCo"), figure="agreement"),
     "derived": Claim(
         "group features derived separately from instance features",
-        {on: f"--method=MoCo --method.online=2 {CLD} --cld.on={on} --method.head=linear --cld.head=linear"
-         for on in ("own", "instance", "shared")},
+        {"own": f"{MOCO} --method.head=linear --cld.head=linear"}
+        | {on: f"{MOCO} --cld.on={on} --method.head=linear --cld.head=linear" for on in ("instance", "shared")},
     ),
     "heads": Claim(
         "normalized projection heads",
-        {head: f"--method=MoCo --method.online=2 {CLD} --method.head={head} --cld.head={head}"
+        {head: f"{MOCO} --method.head={head} --cld.head={head}"
          for head in ("linear", "norm-linear", "mlp", "norm-mlp")},
     ),
-    "groups": Claim("how many groups", varied("--cld.groups", ["10", "32", "64", "96", "128"])),
-    "temperature": Claim("the temperature of groups", varied("--cld.temperature", ["0.2", "0.07", "0.4", "0.8"])),
-    "weight": Claim("the weight of the group branch", varied("--cld.weight", ["0.25", "0.1", "0.5", "1", "2"])),
-    "centroids": Claim("plain or normalized centroids", varied("--cld.normalize_centroids", ["true", "false"])),
-    "grouping": Claim("k-means or normalized cut", varied("--cld.grouping", ["kmeans", "normalized-cut"])),
-    "init": Claim("how k-means begins", varied("--cld.init", ["first", "random", "kmeans++"])),
+    "groups": Claim("how many groups", varied("--cld.groups", "96", ["10", "32", "64", "128"])),
+    "temperature": Claim("the temperature of groups", varied("--cld.temperature", "0.2", ["0.07", "0.4", "0.8"])),
+    "weight": Claim("the weight of the group branch", varied("--cld.weight", "0.25", ["0.1", "0.5", "1", "2"])),
+    "centroids": Claim("plain or normalized centroids", varied("--cld.normalize_centroids", "true", ["false"])),
+    "grouping": Claim("k-means or normalized cut", varied("--cld.grouping", "kmeans", ["normalized-cut"])),
+    "init": Claim("how k-means begins", varied("--cld.init", "first", ["random", "kmeans++"])),
     "semi-1": Claim("semi-supervised, 1 % of the labels", on_and_off("MoCo"), figure="semi 1"),
     "semi-10": Claim("semi-supervised, 10 % of the labels", on_and_off("MoCo"), figure="semi 10"),
     "transfer-clothing": Claim("transfer to clothing", on_and_off("MoCo"), figure="linear clothing"),
@@ -93,16 +103,11 @@ CLAIMS = {
 }  # fmt: skip
 FIGURES = {
     "knn": "kNN accuracy of the shared features, %",
-    "contrast": "cosine of two views of an image, less that of its nearest other image's (instance features)",
+    "contrast": "exp(cosine / 0.2) of an image's two views over its mean with other images' (instance features)",
     "agreement": "images whose nearest other view is their own, % of 1,000 (instance features)",
     "semi 1": "fine-tuned with 1 % of the labels, %",
     "semi 10": "fine-tuned with 10 % of the labels, %",
     "linear clothing": "linear classifier on frozen features of photographs of clothing, %",
     "linear turntable": "linear classifier on frozen features of the turntable, %",
     "detection": "AP50 of a detector fine-tuned on 150 scenes that CIFAR-10's photographs are pasted in, %",
-}
-ELSEWHERE = {
-    "Settings chosen without labels": (
-        "By `benchmarks/quality/tune.py`; its figures are in `benchmarks/results/tune.md`."
-    ),
 }

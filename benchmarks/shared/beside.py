@@ -115,3 +115,8 @@ def median(values: list[float]) -> float:
 def machine() -> str:
     """One line for every table."""
     return f"{choose().reason}; torch {torch.__version__}"
+
+
+def dated() -> str:
+    """The same with the day, for results that no record has."""
+    return f"{machine()}; {time.strftime('%Y-%m-%d')}"

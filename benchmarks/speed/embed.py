@@ -25,7 +25,7 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median
+from shared.beside import dated, median
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--rounds", type=int, default=9, help="of the narrow network; the other has a third")
     arguments = parser.parse_args()
-    print(machine())
+    print(dated())
     count = len(open_images(arguments.folder))
     for width, times in ((0.25, arguments.rounds), (1.0, max(1, arguments.rounds // 3))):
         with tempfile.TemporaryDirectory() as folder:

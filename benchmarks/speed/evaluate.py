@@ -21,7 +21,7 @@ from crosslevel.metrics.knn import weighted_knn
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median
+from shared.beside import dated, median
 
 SIZE, CLASSES, TILE = 512, 1000, 4096
 
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--bank", type=int, default=1_281_167)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
-    print(machine())
+    print(dated())
     neighbours(arguments.bank, arguments.queries, arguments.rounds)
     sweeps()
 

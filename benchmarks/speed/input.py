@@ -38,7 +38,7 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median, wait
+from shared.beside import dated, median, wait
 
 SIZE, BATCH = 224, 64
 
@@ -54,7 +54,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, workers = Path(folder), arguments.workers
         size = photographs(root / "photos", open_images(arguments.cifar), arguments.photos)
-        print(machine())
+        print(dated())
         print(f"{arguments.photos} JPEG files of 500 x 375 pixels, {size / 1e3:.0f} kB each; {workers} workers")
         epochs = sources(root, workers)
         seconds = in_turns(epochs, arguments.rounds)

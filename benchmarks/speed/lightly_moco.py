@@ -32,7 +32,7 @@ from crosslevel.methods import MoCo
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import beside, machine, median
+from shared.beside import beside, dated, median
 
 BATCH, STEPS = 256, 24
 
@@ -93,7 +93,7 @@ def main() -> None:
     ours, theirs = beside(
         encoder, method, pack(images, 32, bad_files=BadFiles()), peer.seconds, epochs=arguments.epochs
     )
-    print(machine())
+    print(dated())
     print(f"crosslevel  {BATCH / median(ours):8,.0f} images/s")
     print(f"lightly     {BATCH / median(theirs):8,.0f} images/s")
     ratios = [t / o for o, t in zip(ours, theirs, strict=True)]

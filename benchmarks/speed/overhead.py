@@ -30,7 +30,7 @@ from crosslevel.utils.device import choose
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median, noise, two_query_method, wait
+from shared.beside import dated, median, noise, two_query_method, wait
 
 VARIANTS: dict[str, Grouping | None] = {"": None, "CLD, k-means": "kmeans", "CLD, normalized cuts": "normalized-cut"}
 IMAGES = 12_800
@@ -50,7 +50,7 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(peak(arguments, *json.loads(arguments.memory))))
         return
-    print(machine())
+    print(dated())
     print(
         f"batch {arguments.batch_size}, {arguments.size}x{arguments.size}, {arguments.backbone} x {arguments.width:g}\n"
     )

@@ -19,7 +19,7 @@ from crosslevel.metrics.spectrum import alpha_req, effective_rank, lidar, rankme
 sys.path.append(str(Path(__file__).parents[1]))
 
 from shared import records
-from shared.beside import machine, median
+from shared.beside import dated, median
 
 IMAGES, FEATURES, CLASSES, ROUNDS = 10_000, 128, 100, 3
 LIMIT = 20.0
@@ -60,7 +60,7 @@ def main() -> None:
             began = time.perf_counter()
             part()
             seconds[name].append(time.perf_counter() - began)
-    lines = [f"{machine()}; {IMAGES:,} images, {FEATURES} features; seconds, the median of {ROUNDS} rounds"]
+    lines = [f"{dated()}; {IMAGES:,} images, {FEATURES} features; seconds, the median of {ROUNDS} rounds"]
     lines += [f"{name:42}{median(times):8.2f}" for name, times in seconds.items()]
     lines.append(f"{'wanted of all scores: at most':42}{LIMIT:8.2f}")
     text = "\n".join(lines) + "\n"

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.methods.base import Method
+from crosslevel.methods.base import Method, check_splits
 from crosslevel.methods.memory import InstanceBank, ShardedBank
 from crosslevel.models.heads import Head
 from crosslevel.models.temperature import Temperature
@@ -48,6 +48,7 @@ class NPID(Method):
         out_features: int = 128,
         hidden: int | None = None,
         online: int = 1,
+        splits: int = 1,
     ) -> None:
         """Build the instance branch and the bank.
 
@@ -60,6 +61,8 @@ class NPID(Method):
             float16: keep the bank in float16, at half the memory.
             sharded: spread the bank over the devices of a distributed run; needs ``negatives``.
             online: number of views; raised to 2 where another branch compares two trained views.
+            splits: parts of each device's batch that are normalized separately, in the batch's order, as on that many
+                devices; 1 does not split the batch.
 
         """
         super().__init__(encoder, head, out_features, hidden)
@@ -72,7 +75,8 @@ class NPID(Method):
             raise UserError("sharded=True needs negatives=m: the softmax over the whole bank would move all of it")
         self.images, self.negatives = images, negatives
         self.momentum, self.online, self.float16, self.sharded = momentum, online, float16, sharded
-        self.per_view = per_view
+        check_splits(splits)
+        self.per_view, self.splits = per_view, splits
         bank = InstanceBank(images, out_features, momentum, torch.float16 if float16 else torch.float32)
         self.bank = ShardedBank(bank) if sharded else bank
 

@@ -54,6 +54,7 @@ class Optimization:
     warmup_epochs: float | None
     encoder_rate: float | None
     layer_decay: float | None
+    accumulate: int
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Resolved:
     warmup_epochs: float
     encoder_rate: float
     layer_decay: float
+    accumulate: int
 
 
 def check_numbers(data: Data, steps: Optimization, logging: Logging, seed: int) -> None:
@@ -123,6 +125,7 @@ def check_numbers(data: Data, steps: Optimization, logging: Logging, seed: int) 
         ("epochs", steps.epochs, SMALLEST, LARGEST, " must be positive"),
         ("minutes", steps.minutes, SMALLEST, LARGEST, " must be positive"),
         ("batch_size", steps.batch_size, 2, LARGEST, " leaves nothing to compare with: give at least 2"),
+        ("accumulate", steps.accumulate, 1, LARGEST, ": one part or more"),
         ("lr", steps.lr, 0, LARGEST, " must be 0 or more"),
         ("weight_decay", steps.weight_decay, 0, LARGEST, " must be 0 or more"),
         ("warmup_epochs", steps.warmup_epochs, 0, LARGEST, " must be 0 or more"),
@@ -177,6 +180,7 @@ def tree(
         "warmup_epochs": steps.warmup_epochs,
         "encoder_rate": steps.encoder_rate,
         "layer_decay": steps.layer_decay,
+        "accumulate": steps.accumulate,
         "device": runtime.device,
         "devices": runtime.world.devices,
         "nodes": runtime.world.nodes,

@@ -25,6 +25,7 @@ from crosslevel.training.loop.sharding import check_strategy
 from crosslevel.training.options import Optimization, Resolved, Runtime, too_long_a_warmup
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
+from crosslevel.utils.errors import UserError
 
 MEASURED = "CROSSLEVEL_IMAGES_A_SECOND"
 """The first process's measurement in a distributed run; the others, which it starts later, need the same value."""
@@ -103,9 +104,15 @@ def settle(
     by_steps = {"momentum": lambda: defaults.momentum(steps), "queue": lambda: defaults.queue(feed.length, batch)}
     _complete(components, rules, by_steps)
     _time(components, rules, epochs)
-    components.check(batches.batch_size, devices, feed.length)
+    compared = batches.batch_size // requested.accumulate
+    if compared < 2 <= requested.accumulate:
+        raise UserError(
+            f"accumulate={requested.accumulate} leaves parts of less than 2 images of the batch of "
+            f"{batches.batch_size}: lower it or raise batch_size"
+        )
+    components.check(compared, devices, feed.length)
     if components.cld is not None:
-        rules(components.cld.groups, defaults.groups(batch if components.cld.gather else batches.batch_size))
+        rules(components.cld.groups, defaults.groups(compared * (devices if components.cld.gather else 1)))
     optimization = _rates(components, requested, rules, epochs, size, batch)
     check_strategy(runtime.strategy, optimization.optimizer, runtime.hardware.precision)
     return Plan(batches, optimization, steps, round(optimization.warmup_epochs * len(batches)), rules.choices)
@@ -142,7 +149,7 @@ def _rates(
     share = note(requested.encoder_rate, defaults.encoder_rate(started))
     note = rules if started and modern else Choices()
     by_layer = note(requested.layer_decay, defaults.layer_decay(started, modern))
-    return Resolved(epochs, size, optimizer, lr, decay, warmup, share, by_layer)
+    return Resolved(epochs, size, optimizer, lr, decay, warmup, share, by_layer, requested.accumulate)
 
 
 def _complete(components: Components, rules: Choices, choices: Mapping[str, Callable[[], defaults.Choice]]) -> None:

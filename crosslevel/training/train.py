@@ -84,6 +84,7 @@ def train(
     layer_decay: float | None = None,
     stop_fall: bool = True,
     logger: str | None = None,
+    accumulate: int = 1,
     *,
     watch: Watch | None = None,
     loggers: Sequence[Any] = (),
@@ -153,7 +154,8 @@ def train(
             labels), label_free (scores of two views of 2,000 of the images, not removed from the training) or both; knn
             where the source has labels, label_free elsewhere, unless given.
         monitor_every: epochs between these figures; a tenth of all unless given; 0 for none.
-        checkpoint_minutes: most minutes between checkpoints within an epoch.
+        checkpoint_minutes: most minutes between checkpoints; one is written after each epoch, too, unless writing takes
+            a twentieth of the time since the last one or more.
         report_html: write report.html at the end.
         resume: folder of a run to continue, with its own settings.
         quiet: print nothing.
@@ -166,6 +168,9 @@ def train(
             start, the training ends with the best encoder so far.
         logger: loggers beside metrics.csv: tensorboard, wandb or mlflow, or several joined by commas; csv for
             metrics.csv alone. Unless given, TensorBoard if it is installed.
+        accumulate: parts of each device's batch that are computed one after the other, for a batch that does not fit;
+            their gradients make one step. Batch normalization, CLD's groups and losses that compare the batch's images
+            see a part.
         watch: another program that chooses the training images and measures in place of the monitor; no option.
         loggers: further loggers, objects with Lightning's ``log_metrics``, ``log_hyperparams`` and ``finalize``; no
             option.
@@ -196,7 +201,7 @@ def train(
     )  # fmt: skip
     steps = Optimization(
         epochs=epochs, minutes=minutes, batch_size=batch_size, optimizer=optimizer, lr=lr, weight_decay=weight_decay,
-        warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay,
+        warmup_epochs=warmup_epochs, encoder_rate=encoder_rate, layer_decay=layer_decay, accumulate=accumulate,
     )  # fmt: skip
     logging = Logging(
         log_every=log_every, monitor=monitor, monitor_every=monitor_every, checkpoint_minutes=checkpoint_minutes,
@@ -304,5 +309,5 @@ def _module(job: Job) -> Pretrain:
         components.encoder, components.method, components.cld, components.views, steps=plan.steps,
         warmup_steps=plan.warmup_steps, optimizer=rates.optimizer, lr=rates.lr, weight_decay=rates.weight_decay,
         seed=job.runtime.seed, epoch_steps=len(plan.batches), gh=components.gh, encoder_rate=rates.encoder_rate,
-        layer_decay=rates.layer_decay,
+        layer_decay=rates.layer_decay, accumulate=rates.accumulate,
     )  # fmt: skip

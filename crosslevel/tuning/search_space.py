@@ -102,7 +102,7 @@ def value_at(settings: Mapping[str, Any], name: str) -> Any:
     if value is None and name == "optimizer":
         return defaults.optimizer(is_modern(settings["encoder"]["name"]), method_of(settings).usual_optimizer).value
     if value is None and name == "cld.groups":
-        return defaults.groups(batch).value
+        return defaults.groups(batch // settings.get("accumulate", 1)).value
     if value is None and name == "lr":
         rate = method_of(settings).sgd_rate
         return defaults.learning_rate(value_at(settings, "optimizer"), rate, batch * settings["devices"]).value
@@ -117,7 +117,7 @@ def default_space(settings: Mapping[str, Any], images: int) -> dict[str, Range]:
     """
     lr, weight = float(value_at(settings, "lr")), float(value_at(settings, "cld.weight"))
     groups = int(value_at(settings, "cld.groups"))
-    batch = min(settings["batch_size"], images)
+    batch = min(settings["batch_size"], images) // settings.get("accumulate", 1)
     space: dict[str, Range] = {
         "cld.weight": Numbers(0.0, max(1.0, weight)),
         "cld.groups": Numbers(min(max(2, batch // 16), groups), batch, log=True, integral=True),

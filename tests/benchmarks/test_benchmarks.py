@@ -7,6 +7,7 @@ import math
 import multiprocessing
 import statistics
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,14 +165,16 @@ def test_the_papers_table_has_every_cell_and_what_was_measured_last(paper_gpu):
     done["moco --cld.groups=10"] = {**done["npid"], "figures": {"20": {"instance": 70.0}}, "epochs_done": 20}
     page = paper_gpu.markdown(done, list(paper_gpu.PUBLISHED))
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    assert rows[1] == "| npid | 80.8 | 100 of 200 | 99.0 | - | 99.0 | 29,600 | a card, bf16, 2026-01-02 |"
+    assert rows[1] == "| npid | 80.8 | 100 of 200 | 99.0 | - | - | 99.0 | 29,600 | a card, bf16, 2026-01-02 |"
     assert rows[2:5] == [
-        f"| {name} | {published} | not run | - | - | - | - | - |"
+        f"| {name} | {published} | not run | - | - | - | - | - | - |"
         for name, published in (("npid-cld", 86.7), ("moco", 82.1), ("moco-cld", 87.5))
     ]
-    assert rows[5].startswith("| moco --cld.groups=10 | - | 20 of 200 | 70.0 | - | - |")
+    assert rows[5].startswith("| moco --cld.groups=10 | - | 20 of 200 | 70.0 | - | - | - |")
     assert rows[6:] == ["| epoch | 20 | 100 |", "| npid | 40.0 | 99.0 |", "| moco --cld.groups=10 | 70.0 | - |"]
     assert "not run" not in paper_gpu.markdown(done, [])
+    complete = {"npid+fp32": {**done["npid"], "epochs_done": 200, "figures": {"200": {"instance": 79.46}}}}
+    assert "| npid+fp32 | 80.8 | 200 of 200 | 79.5 | 1.3 | - | - |" in paper_gpu.markdown(complete, [])
 
 
 def test_the_papers_table_on_a_cpu_is_one_command(paper_gpu, monkeypatch):
@@ -224,7 +227,8 @@ def test_what_a_gpu_is_asked_first_tells_a_wrong_step_from_a_right_one(monkeypat
     assert row[0] == "npid"
     assert row[1].startswith("no CUDA graph of the step: ")
     assert float(row[2]) < float(row[3]) / 10
-    assert row[4] == "no"
+    assert row[4] == f"cpu, {time.strftime('%Y-%m-%d')}"
+    assert row[5] == "no"
     for captured, verdict in (([5.02, 4.0], "yes"), ([5.5, 4.5], "no")):
         told = {(False, 0): [5.0, 4.0], (False, 1): [5.5, 4.5], (True, 0): captured}
         monkeypatch.setattr(

@@ -74,8 +74,10 @@ SAID = {
     "cifar100-moco-cld": r"--cld.groups 10;.*59.1 %",
     "cifar100-moco-cld-normlinear": r"--cld.groups 10;.*59.7 %",
     "cifar10-npid-cld": "--method.per_view true",
-    "imagenet-infomin-cld": "plain cross-view InfoNCE in place of grouping",
-    "imagenet-infomin-cld-normmlp-200": "plain cross-view InfoNCE in place of grouping",
+    **{
+        f"imagenet-infomin-cld{which}": "plain cross-view InfoNCE in place of grouping"
+        for which in ("", "-200", "-normmlp", "-normmlp-200")
+    },
 }
 
 

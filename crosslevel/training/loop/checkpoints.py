@@ -7,8 +7,9 @@ import os
 import secrets
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -27,12 +28,17 @@ PARTS = {"state_dict", "optimizer_states", "callbacks", "epoch", "global_step"}
 """The keys of a checkpoint's tree; ``callbacks`` has the best epoch so far, a name from former versions."""
 
 COUNT = "Checkpoints"
+SLOW, LARGE = 0.2, 2**23
+"""Seconds and bytes from which on a checkpoint is costly."""
+
+RARE = 20  # times its own seconds have to pass before a costly checkpoint is written again
+
 SHARDS = "shards"  # key of the folder beside the checkpoint that has its sharded tensors
 _NOTHING = "no checkpoint beside it is whole: start the run anew"
 
 
 class BestEpoch:
-    """The mean loss of the current epoch, and the lowest mean loss of former epochs."""
+    """The mean loss of the current epoch, and the lowest one of those that ended with a checkpoint."""
 
     def __init__(self, state: Mapping[str, float] | None = None) -> None:
         self.lowest, self.total, self.count = (
@@ -46,16 +52,42 @@ class BestEpoch:
         self.total = self.total.to(loss.device) + loss
         self.count += 1
 
-    def end(self) -> bool:
-        """End the epoch; return whether it is the best so far."""
+    def end(self, saved: bool = True) -> bool:
+        """End the epoch, which is ``saved`` or not; return whether it is the best of those that were."""
         mean = float(self.total) / self.count
-        best = mean < self.lowest
-        self.lowest, self.total, self.count = min(mean, self.lowest), torch.zeros(()), 0
+        best = saved and mean < self.lowest
+        self.lowest, self.total, self.count = mean if best else self.lowest, torch.zeros(()), 0
         return best
 
     def state(self) -> dict[str, float]:
         """The state that a continued run needs."""
         return {"best": self.lowest, "sum": float(self.total), "count": self.count}
+
+
+class Pace:
+    """When a checkpoint is due: after each epoch, and so many minutes after the last one at the latest.
+
+    Where an epoch is short and writing takes long, epochs are skipped: a costly checkpoint (`SLOW`, `LARGE`) is written
+    again after `RARE` times its own seconds.
+    """
+
+    def __init__(self, minutes: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self.longest, self.clock = 60 * minutes, clock
+        self.cost, self.last = 0.0, clock()
+
+    def due(self, ended: bool) -> bool:
+        """Whether to write one after this step; ``ended``: it was an epoch's last."""
+        passed = self.clock() - self.last
+        return passed > self.longest or (ended and passed >= RARE * self.cost)
+
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[None]:
+        """Measure what it costs to write ``file``."""
+        start = self.clock()
+        yield
+        self.last = self.clock()
+        seconds = self.last - start
+        self.cost = seconds if seconds > SLOW and file.is_file() and file.stat().st_size >= LARGE else 0.0
 
 
 def write(run: Run, state: dict[str, Any], best: bool) -> None:

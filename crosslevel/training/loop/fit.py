@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -66,8 +65,8 @@ class Loggers(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """When the loop acts: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint after
-    each epoch and at most ``checkpoint_minutes`` after the last one; ``stop_fall`` allows an early end.
+    """When the loop acts: a row every ``log_every`` steps, figures every ``monitor_every`` epochs, a checkpoint by
+    `checkpoints.Pace`, at most ``checkpoint_minutes`` after the last one; ``stop_fall`` allows an early end.
     """
 
     log_every: int
@@ -110,7 +109,7 @@ def fit(
         ranks: how many processes, each with one device, and which one this is; several train distributed (DDP).
         sync_batchnorm: normalize over the batches of all devices.
         log_every: steps between rows of the log.
-        checkpoint_minutes: the most minutes between checkpoints within an epoch.
+        checkpoint_minutes: the most minutes between checkpoints.
         monitor: called every ``monitor_every`` epochs; its figures only go into the log.
         monitor_every: epochs.
         saved: called after each checkpoint.
@@ -192,7 +191,7 @@ class _Loop:
         if state is not None:
             self._restore(state)
         check_step(self.fabric, module.step)
-        self.saved_at = time.monotonic()
+        self.pace = checkpoints.Pace(self.schedule.checkpoint_minutes)
         self.stream = Stream(self.batches, module.step)
         self.clock = Clock(self.stream)
 
@@ -209,13 +208,12 @@ class _Loop:
     def _usual_step(self, batch: Batch) -> None:
         """One step, without compiling."""
         self.module.begin_step(self.optimizer)
-        loss, updates = self.step_module(batch)
         self.step_optimizer.zero_grad()
-        self.fabric.backward(loss)
+        updates = self.module.gradients(batch, self.step_module, self.fabric.backward)
         if self.sharding is not None:
             self.sharding.average()
         self.step_optimizer.step()
-        self.module.end_step(updates)
+        self.module.end_step(*updates)
 
     def _restore(self, state: dict[str, Any]) -> None:
         restore(self.module, self.optimizer, state, checkpoints.parts_of(self.run, state), self.run.last)
@@ -294,13 +292,15 @@ class _Loop:
             if self.sharding is not None and (self._is_measured() or module.step == module.steps):
                 self.sharding.gather()
             yield len(batch.index)
-            late, self.signal, self.fallen = self._agreed(
-                time.monotonic() - self.saved_at > 60 * self.schedule.checkpoint_minutes, stop.number, self.fallen
-            )
             ended = module.step % epoch == 0
-            if ended or late or self.signal or self.fallen or module.step == module.steps:
+            due = self.fabric.is_global_zero and self.pace.due(ended)
+            due, self.signal, self.fallen = self._agreed(due, stop.number, self.fallen)
+            due = due or self.signal > 0 or self.fallen or module.step == module.steps
+            best = ended and self.best.end(due)
+            if due:
                 module.check_finite()
-                self._save(best=ended and self.best.end())
+                with self.pace.writing(self.run.last):
+                    self._save(best)
             if self.signal or self.fallen:
                 if self.sharding is not None:
                     self.sharding.gather()
@@ -314,14 +314,14 @@ class _Loop:
         step = self.module.step
         return step % self.schedule.log_every == 0 or step % len(self.batches) == 0 or step == self.module.steps
 
-    def _agreed(self, late: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
+    def _agreed(self, due: bool, signal: int, fallen: bool) -> tuple[bool, int, bool]:
         """Combine the ranks' flags, as all must save and stop after the same step."""
         if self.fabric.world_size == 1:
-            return late, signal, fallen
-        wishes = torch.tensor([int(late), signal, int(fallen)], device=self.fabric.device)
+            return due, signal, fallen
+        wishes = torch.tensor([int(due), signal, int(fallen)], device=self.fabric.device)
         torch.distributed.all_reduce(wishes, torch.distributed.ReduceOp.MAX)
-        late_somewhere, number, fallen_there = wishes.tolist()
-        return bool(late_somewhere), number, bool(fallen_there)
+        due_somewhere, number, fallen_there = wishes.tolist()
+        return bool(due_somewhere), number, bool(fallen_there)
 
     def _save(self, best: bool) -> None:
         """Write a checkpoint; every rank must call it, since memories may be sharded."""
@@ -342,7 +342,6 @@ class _Loop:
         if self.fabric.is_global_zero:
             checkpoints.write(self.run, state, best)
         self.after_save()
-        self.saved_at = time.monotonic()
         self.clock.restart()
 
 

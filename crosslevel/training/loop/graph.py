@@ -7,7 +7,7 @@ once, all of them, from the views to the optimizer and the method's memory, are 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosslevel.data.loaders.batches import Batch, TrainBatches
+from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms import masked
 from crosslevel.transforms.parameters import draw
@@ -66,18 +67,20 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
         "float16's scale is decided on the host": hardware.precision == "fp16",
         f"cld.grouping={cld and cld.grouping} decides on the host": cld is not None and cld.grouping != "kmeans",
         f"cld.init={cld and cld.init} is drawn on the host": cld is not None and cld.init != "first",
-        f"method.splits={method.splits} deals out the keys on the host": method.splits > 1,
+        f"method.splits={method.splits} deals out the keys on the host": method.splits > 1 and hasattr(method, "key"),
+        "method.sharded: which rows of the bank a device has is decided by values": getattr(method, "sharded", False),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND) -> None:
-    """Compile the encoder in place, and how views are made; names and weights stay as they are.
+    """Compile all encoders in place, moving averages as well, and how views are made; names and weights stay.
 
     ``drawing``: compile the drawing of their parameters, too; the step's number must then be a tensor.
     """
     how: dict[str, Any] = {"backend": backend, "dynamic": False}
-    module.encoder.compile(**how)
+    for encoder in _encoders(module):
+        encoder.compile(**how)
     module.views.make = torch.compile(masked.view, **how)
     if drawing:
         module.views.draw = torch.compile(draw, **how)
@@ -86,8 +89,14 @@ def compiled(module: Pretrain, drawing: bool = False, backend: Backend = BACKEND
 
 def as_before(module: Pretrain) -> None:
     """Undo `compiled`."""
-    module.encoder._compiled_call_impl = None
+    for encoder in _encoders(module):
+        encoder._compiled_call_impl = None
     module.views.make, module.views.draw, module.views.words = masked.view, draw, Counted.words
+
+
+def _encoders(module: Pretrain) -> list[Encoder]:
+    """The trained encoder and a method's moving averages of it."""
+    return [part for part in module.modules() if isinstance(part, Encoder)]
 
 
 class Compiled:
@@ -200,13 +209,16 @@ class Captured:
         """The computation of a step."""
         module, precision = self.module, self.hardware.precision
         assert self.batch is not None
-        # Casts in autocast's cache would outlive their graph.
-        with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-            loss, updates = module(self.batch)
+
+        def forward(part: Batch) -> tuple[Tensor, Any]:
+            # Casts in autocast's cache would outlive their graph.
+            with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+                return cast("tuple[Tensor, Any]", module(part))
+
         self.optimizer.zero_grad()
-        loss.backward()
+        updates = module.gradients(self.batch, forward, Tensor.backward)
         self.optimizer.step()
-        module.remember(updates)
+        module.remember(*updates)
 
 
 class _Statistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -23,6 +24,7 @@ from crosslevel.utils.errors import NotFinite, UserError
 from crosslevel.utils.rng import step_seed
 
 Optimizer = Literal["sgd", "adamw", "lars"]
+Forward = Callable[[Batch], tuple[Tensor, Any]]
 SHARE = "lr_scale"  # timm's name for a group's share of the learning rate
 
 
@@ -31,6 +33,8 @@ class Pretrain(nn.Module):
 
     The views of image i in step n are drawn from (seed, n, i), on any device, for any number of ranks; all other random
     numbers of that step from (seed, n, rank). So a continued run repeats an uninterrupted one.
+
+    With ``accumulate`` N a batch is encoded and compared in N parts, whose gradients make one step.
 
     Attributes:
         step: how many steps are done.
@@ -56,13 +60,14 @@ class Pretrain(nn.Module):
         gh: Harmonization | None = None,
         encoder_rate: float = 1.0,
         layer_decay: float = 1.0,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.encoder, self.method, self.cld, self.gh, self.views = encoder, method, cld, gh, views
         self.steps, self.warmup_steps, self.seed = steps, warmup_steps, seed
         self.epoch_steps = epoch_steps or steps
         self.optimizer_name, self.lr, self.weight_decay = optimizer, lr, weight_decay
-        self.encoder_rate, self.layer_decay = encoder_rate, layer_decay
+        self.encoder_rate, self.layer_decay, self.accumulate = encoder_rate, layer_decay, accumulate
         self.step, self.rank = 0, 0
         self.shared_generator = torch.Generator()
         self.losses: dict[str, Tensor] = {}
@@ -100,6 +105,30 @@ class Pretrain(nn.Module):
         self.now = torch.full((), self.step, device=device)
         for group in optimizer.param_groups:
             group["lr"], group["fused"], group["foreach"] = torch.full((), self.lr, device=device), True, False
+
+    def gradients(self, batch: Batch, forward: Forward, backward: Callable[[Tensor], Any]) -> list[Any]:
+        """Add the gradients of a batch's mean loss, part by part; what `end_step` needs of each part.
+
+        Args:
+            batch: all images of the step.
+            forward: this module, or what wraps it.
+            backward: adds the gradients of a loss.
+
+        """
+        if self.accumulate == 1:
+            loss, updates = forward(batch)
+            backward(loss)
+            return [updates]
+        split = [[None] * self.accumulate if t is None else t.tensor_split(self.accumulate) for t in batch]
+        each_updates, total = [], dict[str, Tensor]()
+        for part in map(Batch._make, zip(*split, strict=True)):
+            share = len(part.index) / len(batch.index)
+            loss, updates = forward(part)
+            backward(loss * share)
+            each_updates.append(updates)
+            total = {name: share * value + total.get(name, 0.0) for name, value in self.losses.items()}
+        self.losses = total
+        return each_updates
 
     def forward(self, batch: Batch) -> tuple[Tensor, Any]:
         """The loss of one batch, and the tensors that the method needs in `end_step`.
@@ -144,17 +173,17 @@ class Pretrain(nn.Module):
         is_first = self.defect[-1].isnan() & ~losses[0].isfinite()
         self.defect.copy_(torch.where(is_first, now, self.defect))
 
-    def end_step(self, updates: Any) -> None:
+    def end_step(self, *updates: Any) -> None:
         """Count the step, and update the method's memory: before any checkpoint of this step is written."""
-        self.remember(updates)
+        self.remember(*updates)
         self.step += 1
 
-    def remember(self, updates: Any) -> None:
-        """Update the method's memory with the second result of `forward`, after the current step."""
+    def remember(self, *updates: Any) -> None:
+        """Update the method's memory with the second result of `forward`, of each part, after the current step."""
         if self.now is None:
-            self.method.after_step(min(1.0, (self.step + 1) / self.steps), updates)
+            self.method.after_step(min(1.0, (self.step + 1) / self.steps), *updates)
         else:
-            self.method.after_step((self.now + 1) / self.steps, updates)
+            self.method.after_step((self.now + 1) / self.steps, *updates)
 
     def configure_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of the settings, with weight decay as usual for it."""

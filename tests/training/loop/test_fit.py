@@ -1,5 +1,6 @@
 """The training step's own parts: LARS and its exclusions, the schedule, the seeds."""
 
+import functools
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import Batch, TrainBatches
-from crosslevel.methods import InfoMin, MoCo, SimCLR
+from crosslevel.methods import NPID, InfoMin, MoCo, SimCLR
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.schedules import warmed_up
 from crosslevel.models.sync_batchnorm import SyncBatchNorm, synchronize
@@ -107,12 +108,14 @@ class SameViews(nn.Module):
 
 
 @pytest.mark.parametrize(("splits", "reached"), [(1, set(range(8))), (2, {0, 1, 2, 3}), (3, {0, 1, 2})])
-@pytest.mark.parametrize("method", [MoCo, InfoMin])
+@pytest.mark.parametrize("method", [
+    functools.partial(MoCo, queue=16), functools.partial(InfoMin, queue=16), functools.partial(NPID, images=8),
+])  # fmt: skip
 def test_split_statistics_keep_queries_apart(method, splits, reached):
     """A query's feature depends on its own part's images alone, as on so many devices; CLD sees all of the features."""
     torch.manual_seed(0)
     encoder = Encoder("resnet18", width=0.0625)
-    chosen = method(encoder, queue=16, online=2, splits=splits)
+    chosen = method(encoder, online=2, splits=splits)
     views, seen = SameViews(), []
     views.count = chosen.views
     cld = CrossLevel(encoder.num_features, groups=4)
@@ -126,6 +129,60 @@ def test_split_statistics_keep_queries_apart(method, splits, reached):
     for v, features in enumerate(seen):
         slope = torch.autograd.grad(features[0].square().sum(), views.drawn[v], retain_graph=True)[0]
         assert set(slope.abs().amax((1, 2, 3)).nonzero().flatten().tolist()) == reached
+
+
+def accumulated(encoder, method, cld, accumulate, steps=2):
+    """A training of so many steps of 8 images; its logged losses."""
+    views = Views("cifar", 16)
+    views.count = method.views
+    trained = Pretrain(
+        encoder, method, cld, views, steps=10, warmup_steps=0, optimizer="sgd", lr=0.1, weight_decay=0.0, seed=0,
+        accumulate=accumulate,
+    )  # fmt: skip
+    optimizer, losses = trained.configure_optimizer(), []
+    for step in range(steps):
+        images = torch.randint(256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(step))
+        batch = Batch(images, torch.zeros(8, dtype=torch.long), torch.arange(8), images.flip(3))
+        trained.begin_step(optimizer)
+        optimizer.zero_grad()
+        updates = trained.gradients(batch, trained, torch.Tensor.backward)
+        assert len(updates) == accumulate
+        optimizer.step()
+        trained.end_step(*updates)
+        losses.append({name: float(value) for name, value in trained.losses.items()})
+    return trained, losses
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 8])
+def test_parts_of_a_batch_make_the_same_step_where_no_image_sees_another(accumulate):
+    """A network without batch normalization, and a loss of each image by itself; parts may be of unequal size."""
+    ends = []
+    for parts in (1, accumulate):
+        torch.manual_seed(0)
+        encoder = Encoder("test_vit", image_size=16)
+        ends.append(accumulated(encoder, NPID(encoder, 8, out_features=8, online=2), None, parts))
+    (whole, losses), (split, split_losses) = ends
+    for expected, found in zip(losses, split_losses, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    for (name, a), b in zip(whole.state_dict().items(), split.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_groups_and_keys_of_a_batch_in_parts():
+    """CLD compares a part, the mean of whose losses is logged; the queue has the keys of all."""
+    torch.manual_seed(0)
+    encoder = Encoder("resnet18", small_images=True, width=0.0625)
+    cld, seen = CrossLevel(encoder.num_features, groups=2), []
+    cld.register_forward_hook(lambda _, features, loss: seen.append((len(features[0]), float(loss.detach()))))
+    method = MoCo(encoder, queue=16, online=2)
+    before = method.negatives.keys.clone()
+    trained, ((losses),) = accumulated(encoder, method, cld, 2, steps=1)
+    assert [count for count, _ in seen] == [4, 4]
+    assert losses["group_loss"] == pytest.approx(cld.weight * sum(loss for _, loss in seen) / 2, rel=1e-5)
+    assert losses["loss"] == pytest.approx(losses["instance_loss"] + losses["group_loss"], rel=1e-5)
+    changed = (trained.method.negatives.keys != before).any(1)
+    assert changed.tolist() == 8 * [True] + 8 * [False]
+    assert trained.step == 1
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

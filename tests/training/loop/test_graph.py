@@ -11,6 +11,7 @@ from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import InMemoryImages
 from crosslevel.data.loaders.batches import TrainBatches
 from crosslevel.methods import METHODS
+from crosslevel.models.encoder import Encoder
 from crosslevel.training.loop import graph
 from crosslevel.training.loop.fit import fit
 from crosslevel.transforms import parameters
@@ -59,6 +60,7 @@ def test_what_is_compiled(wanted, steps, hardware, devices, encoder, whole, line
     ("cld.grouping", "normalized-cut", "cld.grouping=normalized-cut decides on the host"),
     ("cld.init", "kmeans++", r"cld.init=kmeans\+\+ is drawn on the host"),
     ("method.splits", 2, "method.splits=2 deals out the keys"),
+    ("method.sharded", True, "method.sharded: which rows"),
     ("optimizer_name", "lars", "the optimizer lars"),
 ])  # fmt: skip
 def test_what_cannot_be_captured_says_why(place, value, reason):
@@ -69,6 +71,9 @@ def test_what_cannot_be_captured_says_why(place, value, reason):
     assert (choice.encoder, choice.graph) == (True, False)
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(choice.line)
+    module = training("npid", True, 8)  # which has no keys to deal out
+    module.method.splits = 2
+    assert graph.choose("auto", 10**6, module, CUDA, 1, batches()).graph
     assert "may differ in shape" in graph.choose("auto", 10**6, training("moco", True, 8), CUDA, 1, []).line
 
 
@@ -151,6 +156,30 @@ def test_a_compiled_encoder_gives_the_same_losses(tmp_path, console, backend):
     assert "compiled: the encoder and the views; no CUDA graph of the step: it needs CUDA" in said(console)
     for a, b in zip(*(end.state_dict().values() for end in ends), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["moco", "byol", "dino"])
+def test_the_encoders_that_make_keys_and_targets_are_compiled_too(console, name):
+    plain, tried = seeded(name), seeded(name)
+    first, second = plain.configure_optimizer(), tried.configure_optimizer()
+    compiled = []
+
+    def backend(graph_module, inputs):
+        if len(inputs) > len(list(tried.encoder.parameters())):
+            compiled.append(any(tensor.requires_grad for tensor in inputs))
+        return graph_module
+
+    step = graph.Compiled(usual(tried, second), tried, console, backend)
+    encoders = [part for part in tried.modules() if isinstance(part, Encoder)]
+    assert [part._compiled_call_impl is None for part in encoders] == [False, False]
+    expected = losses_of(usual(plain, first), plain, 2)
+    torch.testing.assert_close(losses_of(step, tried, 2), expected, rtol=1e-5, atol=1e-6)
+    assert set(compiled) == {True, False}  # with gradients, and the averages without
+    for a, b in zip(plain.state_dict().values(), tried.state_dict().values(), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    graph.as_before(tried)
+    assert all(part._compiled_call_impl is None for part in encoders)
+    assert said(console) == ""
 
 
 def test_a_step_that_fails_after_its_forward_pass_counts_once(console):

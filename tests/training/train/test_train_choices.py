@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from run_samples import losses, write_images
-from train_samples import FAST
+from train_samples import FAST, Killed, killed_after
 
 from crosslevel.cld.loss import CrossLevel
 from crosslevel.data.bad_files import BadFiles
@@ -169,3 +169,20 @@ def test_a_twentieth_is_held_out_unless_there_are_labels(tmp_path, capsys):
         out = capsys.readouterr().out
         assert said in out
         assert ("chosen: --hold_out 50: of 1,000 images without labels" in out) == (name == "plain")
+
+
+def test_a_batch_in_parts_goes_on_as_it_began(tmp_path, capsys):
+    """The groups are of a part; what the command line had is in the run's settings, and a part must compare images."""
+    photos = str(write_images(tmp_path / "photos", size=(16, 16)))
+    options = [*FAST, "--method=MoCo", "--epochs=2", "--accumulate=2"]
+    run(train, [photos, *options, f"--run={tmp_path}/whole"])
+    with pytest.raises(Killed):
+        run(train, [photos, *options, "--checkpoint_minutes=0", f"--run={tmp_path}/cut"], callbacks=[killed_after(1)])
+    run(train, ["--resume", f"{tmp_path}/cut"])
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    settings = yaml.safe_load((tmp_path / "whole" / "config.yaml").read_text())
+    assert (settings["accumulate"], settings["batch_size"]) == (2, 8)
+    assert "chosen: --cld.groups 3: three quarters of 4 images" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        run(train, [photos, *FAST, "--accumulate=5", f"--run={tmp_path}/none"])
+    assert "accumulate=5 leaves parts of less than 2 images of the batch of 8" in capsys.readouterr().err
