@@ -33,10 +33,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality.collection_list import IMAGES_SEEN, Collection, collections
 from quality.paper import trained
 from shared import records
 from shared.beside import machine
+from shared.collection_list import IMAGES_SEEN, Collection, collections
 
 from crosslevel import CrossLevel, Encoder, load_encoder
 from crosslevel.data.bad_files import BadFiles

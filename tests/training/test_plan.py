@@ -44,7 +44,7 @@ def planned(network, images, view, batch, steps):
     base = bases(network, lambda features: CrossLevel(features, out_features=8), lambda: Views(size=view), 0)
     parts = assemble(base, lambda encoder, count: MoCo(encoder, out_features=8), images, False)
     size = min(batch or 128, images)
-    requested = Optimization(**UNSET | {"epochs": steps * size / images, "batch_size": batch})
+    requested = Optimization(**UNSET | {"epochs": steps * size / images, "batch_size": batch, "accumulate": 1})
     feed = SimpleNamespace(choices=(), length=images)
     runtime = SimpleNamespace(world=SimpleNamespace(size=1), hardware=choose("cpu", "fp32"), strategy="auto")
     return settle(parts, requested, feed, lambda size: Batches(images, size), runtime), parts
