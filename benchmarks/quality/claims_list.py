@@ -31,7 +31,9 @@ def on_and_off(method: str, more: str = "") -> dict[str, str]:
     return {"alone": f"{line} {OFF}", "with CLD": f"{line} {CLD}"}
 
 
-MOCO = on_and_off("MoCo")["with CLD"]
+MOCO, NPID = (on_and_off(method)["with CLD"] for method in ("MoCo", "NPID"))
+MOCO_IN_ORDER = on_and_off("MoCo", " --order=natural")["with CLD"]
+MOCO_ALONE = MOCO.removesuffix(f" {CLD}")
 
 
 def varied(option: str, default: str, values: list[str]) -> dict[str, str]:
@@ -94,6 +96,31 @@ CLAIMS = {
     "weight": Claim("the weight of the group branch", varied("--cld.weight", "0.25", ["0.1", "0.5", "1", "2"])),
     "centroids": Claim("plain or normalized centroids", varied("--cld.normalize_centroids", "true", ["false"])),
     "grouping": Claim("k-means or normalized cut", varied("--cld.grouping", "kmeans", ["normalized-cut"])),
+    "few-centroids": Claim(
+        "plain or normalized centroids of few groups (10 of 128, weight 2, T 0.07, as published users set them)",
+        {
+            "normalized": f"{MOCO_ALONE} --cld.weight=2 --cld.groups=10 --cld.temperature=0.07",
+            "plain": f"{MOCO_ALONE} --cld.weight=2 --cld.groups=10 --cld.temperature=0.07 "
+            "--cld.normalize_centroids=false",
+        },
+    ),
+    "per-view": Claim(
+        "NPID's bank moves once by the views' mean, or once for each view",
+        {"mean": NPID, "each view": f"{NPID} --method.per_view=true"},
+    ),
+    "tracks": Claim(
+        "frames of one track as positives, in shuffled order (not in the paper)",
+        {"without": MOCO, "half": f"{MOCO} --track_positives=0.5"}, "correlated",
+    ),
+    "tracks-order": Claim(
+        "frames of one track as positives, in natural order (not in the paper)",
+        {"without": MOCO_IN_ORDER, "half": f"{MOCO_IN_ORDER} --track_positives=0.5"}, "correlated",
+    ),
+    "few-init": Claim(
+        "how k-means begins with few groups in natural order (not in the paper)",
+        {init: f"{MOCO_IN_ORDER} --cld.groups=16 --cld.init={init}" for init in ("first", "random")},
+        "correlated",
+    ),
     "init": Claim("how k-means begins", varied("--cld.init", "first", ["random", "kmeans++"])),
     "semi-1": Claim("semi-supervised, 1 % of the labels", on_and_off("MoCo"), figure="semi 1"),
     "semi-10": Claim("semi-supervised, 10 % of the labels", on_and_off("MoCo"), figure="semi 10"),
