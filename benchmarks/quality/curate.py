@@ -172,12 +172,10 @@ class Study:
 
     def write(self) -> None:
         done, train = self.done(), Path(self.arguments.train)
-        lines = [
-            f"{machine()}; {train.parent.name}/{train.name}, {self.images:,} images",
-            "",
-            "| labels | chosen | seeds | balanced accuracy | against random | classes found |",
-            "|---|---|---|---|---|---|",
-        ]
+        lines = [f"{machine()}; {train.parent.name}/{train.name}, {self.images:,} images"]
+        if any(" labels, " in name for name in done):
+            lines += ["", "| labels | chosen | seeds | balanced accuracy | against random | classes found |"]
+            lines += ["|---|---|---|---|---|---|"]
         for n, rule in itertools.product(self.arguments.n, HOWS):
             cells = of_seeds(done, f"{n} labels, {rule}", self.arguments.seeds)
             if cells:
