@@ -99,10 +99,13 @@ def bucket(shards):
     fsspec.config.conf["s3"] = {"endpoint_url": address, "key": "key", "secret": "secret"}
     s3fs.S3FileSystem.clear_instance_cache()
     store = fsspec.filesystem("s3", use_listings_cache=False)
+    if store.exists("bucket"):  # moto keeps what a former server of this process had
+        store.rm("bucket", recursive=True)
     store.mkdir("bucket")
     for i, shard in enumerate(shards):
         store.put(str(shard), f"bucket/photos-{i:03}.tar")
     yield store
+    store.rm("bucket", recursive=True)
     del fsspec.config.conf["s3"]
     s3fs.S3FileSystem.clear_instance_cache()
     moto.stop()

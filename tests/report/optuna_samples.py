@@ -2,6 +2,8 @@
 
 import pytest
 
+from crosslevel.data.uri import parse
+
 
 def searched_page(folder, images):
     """The page about a dozen trials of made-up scores, over settings of all kinds."""
@@ -36,7 +38,7 @@ def searched_page(folder, images):
     try:
         search.work(scores)
         settings = {"cld": {}, "views": {}, "method": {"class_path": "crosslevel.methods.simclr.SimCLR"}}
-        report.leave(search.study, plan, images, settings, printer(quiet=True))
+        report.leave(search.study, plan, parse(images), settings, printer(quiet=True))
     finally:
         search.close()
     return folder / "report.html"

@@ -10,6 +10,7 @@ from rich.console import Console
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'crosslevel[tune]'")
 
+from crosslevel.data.uri import parse
 from crosslevel.tuning import report as results
 from crosslevel.tuning.plan import Plan, url
 from crosslevel.tuning.search_space import Numbers
@@ -28,7 +29,7 @@ def test_the_page_shows_how_much_each_setting_matters(tmp_path):
             distributions={name: optuna.distributions.FloatDistribution(0, 1) for name in plan.space},
             user_attrs={"outcome": "complete", "figures": {"combined": 1 - lr}},
         ))  # fmt: skip
-    results.leave(study, plan, "photos", {"lr": 0.1, "cld": {"weight": 0.1}}, Console(file=io.StringIO()))
+    results.leave(study, plan, parse("photos"), {"lr": 0.1, "cld": {"weight": 0.1}}, Console(file=io.StringIO()))
     assert ">Importance, %<" in (tmp_path / "report.html").read_text()
 
 
@@ -59,7 +60,7 @@ def test_a_search_in_which_nothing_ended_well_says_so(tmp_path):
         user_attrs={"outcome": "failed", "reason": "out of memory"},
     ))  # fmt: skip
     with pytest.raises(ValueError, match=r"no trial came to its end \(1 failed\), the last one: out of memory"):
-        results.leave(study, plan, "photos", {}, Console(file=io.StringIO()))
+        results.leave(study, plan, parse("photos"), {}, Console(file=io.StringIO()))
     assert "out of memory" in (tmp_path / "report.html").read_text()
     assert not (tmp_path / "config.yaml").exists()
 
@@ -79,9 +80,9 @@ def test_a_stopped_trial_is_never_the_best(tmp_path):
     states = optuna.trial.TrialState
     add(states.PRUNED, 0.9, 0.9, "diverged")
     with pytest.raises(ValueError, match="no trial came to its end"):
-        results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=io.StringIO()))
+        results.leave(study, plan, parse("photos"), {"lr": 0.1}, Console(file=io.StringIO()))
     add(states.COMPLETE, 0.4, 0.4, "complete")
     said = io.StringIO()
-    results.leave(study, plan, "photos", {"lr": 0.1}, Console(file=said, width=200))
+    results.leave(study, plan, parse("photos"), {"lr": 0.1}, Console(file=said, width=200))
     assert "Trial 1 scored best: 0.4000." in said.getvalue()
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["lr"] == 0.4

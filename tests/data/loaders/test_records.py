@@ -42,7 +42,7 @@ def test_each_readable_image_has_one_record_in_order(workers, recwarn):
     assert columns.total.tolist() == [3 * (i + 1) * 5 * i for i in readable]
     assert all(isinstance(part.columns, Facts) for part in parts)
     assert sorted(bad_files.reasons) == ["n/0", "n/4", "n/5"]
-    assert not recwarn.list
+    assert not [warning for warning in recwarn.list if "DataLoader" in str(warning.message)]
 
 
 def test_a_part_without_any_readable_image_is_left_out():

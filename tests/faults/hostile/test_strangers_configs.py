@@ -98,7 +98,7 @@ WAYS = ["config", "resume", "recipe", "tune", "tune's recipe", "a trial's settin
 @pytest.fixture(autouse=True)
 def _recipes(scene, monkeypatch):
     """The folder of recipes holds what a stranger put there."""
-    (scene.folder / "recipes").mkdir()
+    (scene.folder / "recipes" / "cifar10").mkdir(parents=True)
     scene.before.add("recipes")
     monkeypatch.setattr(recipes, "files", lambda package: scene.folder / "recipes")
 
@@ -107,7 +107,7 @@ def put(scene, text):
     """Write ``text`` in the place of each file that settings are read from."""
     (scene.folder / "r").mkdir(exist_ok=True)
     head = "# A stranger's\n# Published: nothing\n# Settings: his\n"
-    for file in ("config.yaml", "r/config.yaml", "recipes/cifar10-his.yaml"):
+    for file in ("config.yaml", "r/config.yaml", "recipes/cifar10/cifar10-his.yaml"):
         (scene.folder / file).write_text(head + text)
 
 

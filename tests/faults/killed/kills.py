@@ -37,7 +37,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.append(str(Path(__file__).parents[2] / "shared"))  # where this is started by itself
+shared = Path(__file__).parents[2] / "shared"
+sys.path += [str(shared), str(shared / "processes")]  # where this is started by itself
 
 from forks import end_with, fork
 from tries import Counts, Log, table

@@ -48,7 +48,10 @@ def bucket():
             "config_kwargs": {"retries": {"total_max_attempts": 1}},
         }  # fmt: skip
         fsspec.config.conf["s3"] = told
-        fsspec.filesystem("s3").mkdir("bucket")
+        store = fsspec.filesystem("s3")
+        if store.exists("bucket"):  # moto keeps what a former server of this process had
+            store.rm("bucket", recursive=True)
+        store.mkdir("bucket")
         yield proxy
         del fsspec.config.conf["s3"]
     moto.stop()
