@@ -147,9 +147,16 @@ def test_the_order_does_not_depend_on_the_speed_of_reading(tmp_path):
                 pipe.write(content[first : first + 4096])
                 time.sleep(0.004)
 
-    writer = threading.Thread(target=fill, daemon=True)
+    def release():
+        if not ended.wait(60):  # whoever opens the pipe once more finds its end, and the test fails
+            os.close(os.open(shard, os.O_WRONLY | os.O_NONBLOCK))
+
+    writer, ended = threading.Thread(target=fill, daemon=True), threading.Event()
     writer.start()
-    assert seen(batches(stream, 10, 100, buffer=16)) == want
+    threading.Thread(target=release, daemon=True).start()
+    found = seen(batches(stream, 10, 100, buffer=16))
+    ended.set()
+    assert found == want
     writer.join(10)
     assert not writer.is_alive()
 
