@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from crosslevel.features.thumbnails import KIND
+from crosslevel.features.columns.thumbnails import KIND
 
 sys.path.append(str(Path(__file__).parents[1]))
 

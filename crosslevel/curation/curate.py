@@ -17,9 +17,9 @@ from crosslevel.curation.page import write_page
 from crosslevel.data.bad_files import escaped
 from crosslevel.data.uri import parse
 from crosslevel.features.collection import open_collection
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.extract import Runtime
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.utils import device as devices
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device

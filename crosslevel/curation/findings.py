@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as tvf
 
 from crosslevel.data.duplicates.descriptor import SIDE
 from crosslevel.data.duplicates.detect import duplicate_pairs, tracks
-from crosslevel.features.thumbnails import Pictures
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.metrics.nearest import CROWD, Neighbours, mutual_pairs, nearest
 from crosslevel.metrics.outliers import outliers
 from crosslevel.utils.rng import seeded

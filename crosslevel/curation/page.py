@@ -10,8 +10,8 @@ from typing import Any
 
 from crosslevel import report
 from crosslevel.curation.findings import Findings
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 
 SETS, A_ROW, ROWS = 40, 10, 6  # on the page; the .csv has all
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from crosslevel.data.braces import BRACES
 from crosslevel.data.decoding.reading import USUAL, Reading, split_reading
+from crosslevel.data.sources.braces import BRACES
 from crosslevel.utils.errors import SourceError, did_you_mean, near_names
 
 FILES = ("list", "classes", "unique", "bursts")

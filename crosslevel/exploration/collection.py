@@ -15,8 +15,8 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from crosslevel.curation.findings import Findings
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours
 
 MOST_NAMES = 1000  # the most distinct values of a categorical column

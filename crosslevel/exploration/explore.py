@@ -18,9 +18,9 @@ from crosslevel.exploration.export import export_page
 from crosslevel.exploration.layout import lay_out
 from crosslevel.exploration.server import Server
 from crosslevel.features.collection import open_collection
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.extract import Runtime
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, choose
 from crosslevel.utils.errors import UserError

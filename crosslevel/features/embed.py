@@ -21,7 +21,7 @@ from crosslevel.data.images import Images
 from crosslevel.data.sources.annotated.object_crops import Crops
 from crosslevel.data.uri import parse
 from crosslevel.features import formats
-from crosslevel.features import thumbnails as small
+from crosslevel.features.columns import thumbnails as small
 from crosslevel.features.columns.loss import LOSS, ImageLosses, Objective
 from crosslevel.features.engines import GPU_ROWS, Making, Task, hardware_for
 from crosslevel.features.engines import ROWS as CPU_ROWS
@@ -31,7 +31,7 @@ from crosslevel.features.pieces import Pieces, text
 from crosslevel.features.source import open_for, suited
 from crosslevel.features.table import IMAGE, metadata_of
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.named import mark_of, open_encoder
+from crosslevel.models.start.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import SourceError, UserError, counted

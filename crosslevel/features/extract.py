@@ -13,11 +13,11 @@ from torch import Tensor
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.batches import EvalBatches
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import SourceError
-from crosslevel.utils.prefetch import ahead
 
 _PIECE = 64  # images that a core encodes at a time: few enough for small ones to stay in its cache
 

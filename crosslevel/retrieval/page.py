@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from crosslevel import report
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.files import write
 

@@ -20,14 +20,14 @@ from crosslevel.data.decoding.formats import can_be_image
 from crosslevel.data.sources.folder import Files, folder
 from crosslevel.data.uri import Source, parse
 from crosslevel.features.collection import open_collection
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.features.pieces import text
 from crosslevel.features.source import reading_of
 from crosslevel.features.table import FeatureTable
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.metrics.nearest import Neighbours, nearest
 from crosslevel.models.clip.open import open_clip_of
-from crosslevel.models.named import is_by_name, open_encoder
+from crosslevel.models.start.named import is_by_name, open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say

@@ -28,7 +28,7 @@ from crosslevel.models.encoder import Encoder
 from crosslevel.runs import Run, Unreadable
 from crosslevel.settings import parser as commands
 from crosslevel.settings.command import loaded
-from crosslevel.training.loop.collapse import symptoms
+from crosslevel.training.loop.guards.collapse import symptoms
 from crosslevel.training.monitor import PIECES, scored, tracks_for_scores
 from crosslevel.training.train import train
 from crosslevel.utils.device import Hardware

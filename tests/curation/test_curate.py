@@ -12,8 +12,8 @@ from crosslevel.cli import main
 from crosslevel.curation.curate import curate
 from crosslevel.curation.findings import broken, findings_of
 from crosslevel.data.open import open_images
+from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.table import open_table
-from crosslevel.features.thumbnails import Pictures
 from crosslevel.settings.parser import run
 
 

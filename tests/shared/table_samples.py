@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import torch
 
 from crosslevel import Encoder
-from crosslevel.features.thumbnails import KIND, encoded
+from crosslevel.features.columns.thumbnails import KIND, encoded
 from crosslevel.models.encoder import View
 
 

@@ -21,8 +21,8 @@ from crosslevel.metrics.spectrum import effective_rank
 from crosslevel.models.encoder import Encoder, View
 from crosslevel.runs import Run
 from crosslevel.settings.parser import run
-from crosslevel.training.loop.collapse import CollapseWatch, symptoms
 from crosslevel.training.loop.fit import fit
+from crosslevel.training.loop.guards.collapse import CollapseWatch, symptoms
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, tracks_for_scores
 from crosslevel.training.train import train

@@ -19,9 +19,9 @@ from crosslevel.data.images import Images, ImageView, InMemoryImages
 from crosslevel.data.loaders.order import natural, permuted, share
 from crosslevel.data.loaders.partners import Partners
 from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.data.loaders.workers import Keys, worth_workers
 from crosslevel.utils.errors import BadImage, SourceError, UserError
-from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.rng import generator
 
 Crops = Callable[[UInt8[Tensor, "3 H W"], torch.Generator], UInt8[Tensor, "V 3 s s"]]

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from crosslevel.data.bad_files import BadFiles
 from crosslevel.data.images import Images
 from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.data.loaders.workers import Keys, worth_workers
 from crosslevel.utils.errors import BadImage
-from crosslevel.utils.prefetch import ahead
 
 if TYPE_CHECKING:
     from crosslevel.data.cluster import Opened

@@ -22,10 +22,10 @@ from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.loaders.batches import Batch, Crops, Done, delivered
 from crosslevel.data.loaders.lanes import ROWS, Lane, Sample, dealt, rows_of, shared, substitutes
 from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.data.loaders.workers import Keys
 from crosslevel.data.sources.containers.stream import CHUNK, OPEN, ImageStream
 from crosslevel.utils.errors import BadImage, SourceError, UserError
-from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.rng import generator
 
 BUFFER = 1024

@@ -33,10 +33,10 @@ from torchvision.transforms.v2 import functional as tvf
 from crosslevel.data.images import Images, InMemoryImages
 from crosslevel.data.index_cache import Paths
 from crosslevel.data.loaders.pool import Pool
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.data.loaders.workers import worth_workers
 from crosslevel.data.watch import Watch
 from crosslevel.utils.errors import BadImage, SourceError, UserError
-from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.tensors import load_safetensors
 from crosslevel.utils.trees import json_tree
 

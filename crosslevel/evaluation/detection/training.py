@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN
 
 from crosslevel.data.bad_files import BadFiles
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.data.sources.annotated.annotations import Annotated, Objects
 from crosslevel.utils.errors import BadImage, SourceError, UserError
-from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.rng import generator, mixed
 from crosslevel.utils.tensors import load_saved, write_saved
 

@@ -23,17 +23,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from crosslevel.data.images import Images
+from crosslevel.data.loaders.prefetch import ahead
 from crosslevel.features.source import settings_of
 from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.heads import load_head
-from crosslevel.models.named import is_by_name, run_dir_of
+from crosslevel.models.start.named import is_by_name, run_dir_of
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
 from crosslevel.utils.errors import BadImage, UserError
 from crosslevel.utils.files import CONFIG, INSTANCE
-from crosslevel.utils.prefetch import ahead
 from crosslevel.utils.rng import generator
 
 LOSS = "loss"  # the column's name

@@ -18,7 +18,6 @@ from crosslevel.models.numerics import avoid_faults, glance, tell
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
-from crosslevel.training.loop.collapse import CollapseWatch
 from crosslevel.training.loop.fabric import (
     all_ranks_end,
     check_memory,
@@ -28,8 +27,9 @@ from crosslevel.training.loop.fabric import (
     memory_of,
     set_up,
 )
-from crosslevel.training.loop.fall import FallGuard
 from crosslevel.training.loop.graph import Backend, Compile
+from crosslevel.training.loop.guards.collapse import CollapseWatch
+from crosslevel.training.loop.guards.fall import FallGuard
 from crosslevel.training.loop.log import Clock, Display, Log, Stream
 from crosslevel.training.loop.loggers import Boards
 from crosslevel.training.loop.module import Pretrain

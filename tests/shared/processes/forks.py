@@ -1,6 +1,7 @@
 """A fork of the test's own process, which has all imports ready."""
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -13,9 +14,12 @@ def fork():
     """As `os.fork`. What `multiprocessing` shares among processes begins anew in the child.
 
     Else a child whose parent has ever sent a tensor to a worker lets its own workers ask that parent for theirs.
+    The parent's garbage is left alone: an object of another test whose end goes wrong in the child prints a traceback
+    at any time, which in Python up to 3.11.7 breaks an `ast.parse` that it interrupts (python/cpython issue 106905).
     """
     pid = os.fork()
     if pid == 0:
+        gc.freeze()
         util._run_after_forkers()
     return pid
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import glob
 import os
 
-from crosslevel.data.braces import expanded
 from crosslevel.data.decoding.formats import EXTENSIONS
 from crosslevel.data.images import Images
+from crosslevel.data.sources.braces import expanded
 from crosslevel.data.sources.containers.hub import Hub
 from crosslevel.data.sources.containers.parquet import Parquet
 from crosslevel.data.sources.containers.webdataset import Shards

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from crosslevel.data.braces import expanded
+from crosslevel.data.sources.braces import expanded
 from crosslevel.data.sources.containers.patience import FINAL, patiently, pauses, request_bytes
 from crosslevel.data.uri import is_remote
 from crosslevel.utils.errors import SourceError

@@ -11,8 +11,8 @@ from container_samples import flat, labelled, write_tar
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crosslevel.data.braces import expanded
 from crosslevel.data.open import open_images
+from crosslevel.data.sources.braces import expanded
 from crosslevel.data.sources.folder import Files
 from crosslevel.data.uri import parse
 from crosslevel.features import embed

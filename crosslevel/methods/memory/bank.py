@@ -1,8 +1,7 @@
-"""The memories of methods between steps: a bank of instances, a queue of keys, a moving average of a network."""
+"""The memory of one vector an image, on one rank or spread over all."""
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from crosslevel.models.schedules import half_cosine
-from crosslevel.utils.distributed import add, broadcast, gather, local, rank, world_size
-from crosslevel.utils.errors import UserError, counted
+from crosslevel.utils.distributed import add, broadcast, gather, rank, world_size
+from crosslevel.utils.errors import UserError
 
 
 class InstanceBank(nn.Module):
@@ -60,92 +58,6 @@ class InstanceBank(nn.Module):
         """Move the rows of ``index`` towards ``z``; an index must not repeat."""
         mixed = torch.lerp(z.detach().float(), self.rows[index].float(), self.momentum)
         self.rows[index] = F.normalize(mixed, dim=1).to(self.rows.dtype)
-
-
-class KeyQueue(nn.Module):
-    """The newest ``size`` keys, first in, first out (He et al., CVPR 2020, section 3.2).
-
-    ``keys`` (size, d), random unit vectors at first, as in the paper's code. Batches may have any size; if one is
-    larger than the queue, its last ``size`` keys stay.
-    """
-
-    keys: Tensor
-    position: Tensor
-
-    def __init__(self, size: int, features: int = 128) -> None:
-        super().__init__()
-        if size < 1:
-            raise UserError(f"queue={size} must hold at least one key")
-        self.size = size
-        self.register_buffer("keys", F.normalize(torch.randn(size, features), dim=1))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))
-
-    def early_rise(self, batch: int) -> str:
-        """Why the loss rises while the queue fills, with ``batch`` keys a step (facebookresearch/moco issue 146)."""
-        steps = -(-self.size // batch)
-        return (
-            f"the loss rises for about {counted(steps, 'step')}, until the queue's {self.size:,} random keys are "
-            "replaced by images' keys, which are harder to tell apart"
-        )
-
-    @torch.no_grad()
-    def enqueue(self, keys: Float[Tensor, "B d"]) -> None:
-        """Replace the oldest keys by ``keys``."""
-        newest = keys.detach()[-self.size :]
-        skipped = len(keys) - len(newest)
-        # Index arithmetic on the device: no step waits for the position to reach the host.
-        slots = (self.position + skipped + torch.arange(len(newest), device=keys.device)) % self.size
-        self.keys[slots] = newest.to(self.keys.dtype)
-        self.position.copy_((self.position + len(keys)) % self.size)
-
-
-FORMER_EMA = "twin"  # the name of `MomentumCopy.ema` in checkpoints of former versions
-
-
-class MomentumCopy(nn.Module):
-    """An exponential moving average of a module, without gradients (He et al., CVPR 2020, eq. 2).
-
-    ``momentum`` m may change between steps, and is a tensor if the step is captured. ``ema`` is the averaged module.
-    Its parameters follow ema <- m * ema + (1 - m) * module; its buffers (batch statistics) are its own, updated by
-    its own forward passes.
-    """
-
-    def __init__(self, module: nn.Module, momentum: float = 0.999) -> None:
-        super().__init__()
-        if not 0 <= momentum <= 1:
-            raise UserError(f"momentum={momentum} must be in [0, 1]")
-        self.momentum: float | Tensor = momentum
-        self.ema = copy.deepcopy(module).requires_grad_(False)
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """The output of the averaged module."""
-        out: Tensor = self.ema(x)
-        return out
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """One step of the average towards ``module``."""
-        # If both are sharded in the same way, each part of the average follows its counterpart.
-        averages: list[Tensor] = [local(p) for p in self.ema.parameters()]
-        parameters = [local(p.detach()) for p in module.parameters()]
-        if isinstance(self.momentum, Tensor):
-            way = torch._foreach_sub(parameters, averages)
-            torch._foreach_mul_(way, 1 - self.momentum)
-            torch._foreach_add_(averages, way)
-        else:
-            torch._foreach_lerp_(averages, parameters, 1 - self.momentum)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *arguments: Any) -> None:
-        # The children are loaded after this, from the same dict.
-        for name in [name for name in state_dict if name.startswith(f"{prefix}{FORMER_EMA}.")]:
-            state_dict[f"{prefix}ema{name.removeprefix(f'{prefix}{FORMER_EMA}')}"] = state_dict.pop(name)
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-def rising(start: float, progress: float | Tensor) -> float | Tensor:
-    """A momentum that rises to 1: 1 - (1 - start) (cos(pi progress) + 1) / 2 (Grill et al. 2020, app. A)."""
-    return 1 - (1 - start) * half_cosine(progress)
 
 
 class ShardedBank(nn.Module):

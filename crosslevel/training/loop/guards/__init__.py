@@ -1,0 +1,1 @@
+"""What a training is watched for while it runs: features that collapse, a score that falls."""
