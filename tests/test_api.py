@@ -1,5 +1,6 @@
 """The verbs from Python: the names, defaults and errors of the command line, and returned values in place of exits."""
 
+import copy
 import inspect
 import os
 import shutil
@@ -7,11 +8,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from run_samples import write_images
 from table_samples import noise_pictures, write_table
 
 import crosslevel
+from crosslevel.cld.loss import CrossLevel
 from crosslevel.cli import COMMANDS, main
 from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder
@@ -21,6 +24,7 @@ from crosslevel.settings.parser import prepared, read_line, run, settings_of
 from crosslevel.settings.parts import completed
 from crosslevel.settings.signature import REQUIRED, Group
 from crosslevel.training.train import train
+from crosslevel.transforms.views import Views
 from crosslevel.tuning.tune import tune
 from crosslevel.utils.errors import UserError
 
@@ -67,6 +71,18 @@ def test_a_part_is_given_in_any_form(photos, tmp_path, parts, capsys, caplog):
     told = yaml.safe_load((folder / "config.yaml").read_text())
     assert (told["encoder"]["width"], told["method"]["init_args"]["temperature"]) == (0.0625, 0.4)
     assert (*capsys.readouterr(), caplog.records) == ("", "", [])  # as quiet=True has it
+
+
+def test_what_is_handed_in_stays_as_it_is(photos, tmp_path):
+    """A training works on copies: weights, buffers, and what it sets on its own."""
+    handed = {"encoder": Encoder(width=0.0625), "cld": CrossLevel(32, groups=4), "views": Views("cifar", 16)}
+    before = {name: copy.deepcopy(part) for name, part in handed.items()}
+    crosslevel.train(photos, run=tmp_path / "r", quiet=True, method="moco", **SMALL, **handed)
+    for name, part in handed.items():
+        state, unchanged = part.state_dict(), before[name].state_dict()
+        assert all(torch.equal(value, unchanged[key]) for key, value in state.items()), name
+        simple = [key for key, value in vars(part).items() if isinstance(value, int | float | str | tuple | None)]
+        assert {key: vars(part)[key] for key in simple} == {key: vars(before[name])[key] for key in simple}, name
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,21 @@ from torch import Tensor
 
 from crosslevel.data.bad_files import _Defect
 from crosslevel.data.decoding import trace
-from crosslevel.data.decoding.complaints import Complaints, heard
+from crosslevel.data.decoding.complaints import Complaints, heard, reason
 from crosslevel.data.decoding.formats import HEAD, format_of, readable
 from crosslevel.data.decoding.jpeg import JpegHeader, decoded_jpeg, jpeg_header, needed_for_jpeg
 from crosslevel.data.decoding.jpeg2000 import reduced
-from crosslevel.data.decoding.memory import budget, check, check_size, halvings, limit_to, needed, room, too_many_bytes
+from crosslevel.data.decoding.memory import (
+    budget,
+    check,
+    check_size,
+    exceeds_budget,
+    halvings,
+    limit_to,
+    needed,
+    room,
+    too_many_bytes,
+)
 from crosslevel.data.decoding.pillow import is_turned, noted_warnings, upright
 from crosslevel.data.decoding.reading import USUAL, Reading
 from crosslevel.data.decoding.sizes import part_bytes, size_ahead
@@ -145,7 +155,7 @@ def _heard(
     except Exception as error:
         # A damaged file makes decoders fail in any way (struct.error, SyntaxError, IndexError, ...), and
         # none of them may stop a run of a week.
-        raise BadImage(path, _reason(error, messages.text)) from error
+        raise BadImage(path, reason(error, messages.text)) from error
 
 
 def _decoded(data: bytearray, max_pixels: int, reading: Reading, page: int, complaints: Complaints) -> Tensor:
@@ -174,7 +184,7 @@ def _decode_jpeg(data: bytearray, max_pixels: int, keep: bool, complaints: Compl
         complaints.add("truncated: the end-of-image marker is missing")
         data = data + b"\xff\xd9"
     need, size = needed_for_jpeg(header, len(data)), (header.width, header.height)
-    smaller = need > budget() or halvings(size[0] * size[1]) > 1
+    smaller = exceeds_budget(need) or halvings(size[0] * size[1]) > 1
     if header.plain and header.components in (1, 3) and not smaller:
         with room(need):
             return decoded_jpeg(data, header.exif)
@@ -335,15 +345,3 @@ def from_pillow(image: Image.Image, reading: Reading = USUAL) -> UInt8[Tensor, "
         return upright(image, reading)
     except _Defect as defect:
         raise BadImage(name, str(defect)) from None
-
-
-def _reason(error: Exception, messages: str = "") -> str:
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode it"
-    text = str(error).strip().split("\n")[0]
-    # torchvision's messages begin with a location in its source.
-    text = text.rsplit(": ", 1)[-1] if ".cpp" in text else text
-    text = f"{text} ({messages})" if messages and messages not in text else text
-    if "truncated" in text.lower() or "incomplete" in text.lower():
-        return f"truncated: {text}"
-    return f"cannot be decoded: {text or type(error).__name__}"

@@ -117,6 +117,11 @@ class Method(nn.Module):
         self._trained = (encoder,)
 
     @property
+    def host_decision(self) -> str:
+        """What of a step is decided on the host, so that it cannot be one CUDA graph; empty if nothing is."""
+        return ""
+
+    @property
     def views(self) -> int:
         """How many views of each image the method needs."""
         return self.online + self.extra_views

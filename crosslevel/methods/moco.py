@@ -60,6 +60,11 @@ class Queued(Method):
                 f"method.queue={self.queue} is smaller than the batch of {batch * devices}: raise the queue"
             )
 
+    @property
+    def host_decision(self) -> str:
+        """Which keys are normalized together."""
+        return f"method.splits={self.splits} deals out the keys on the host" if self.splits > 1 else ""
+
     def encode_key(self, view: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B d"]:
         """The momentum network's unit features."""
         return encode_keys(self.key, view, self.splits, self.shuffle)

@@ -94,6 +94,11 @@ class NPID(Method):
         detached = torch.stack([z.detach() for z in projected])
         return torch.stack(losses).mean(), (index, detached if self.per_view else detached.mean(0, keepdim=True))
 
+    @property
+    def host_decision(self) -> str:
+        """A sharded bank looks at the images' numbers."""
+        return "method.sharded: which rows of the bank a device has is decided by values" if self.sharded else ""
+
     def discriminate(
         self, z: Float[Tensor, "B d"], index: Int64[Tensor, " B"], negatives: Int64[Tensor, " m"] | None = None
     ) -> Float[Tensor, ""]:

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from crosslevel.data.bad_files import BadFiles
@@ -32,7 +30,7 @@ from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import NotThere, UserError, printable
+from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.marks import verb
 
 EXACT = 1_000_000  # up to this many rows, all are compared; beyond, an index is faster than reading the features
@@ -278,11 +276,9 @@ def _results(table: FeatureTable, queries: Queries, neighbours: Neighbours, k: i
 
 def _print(console: Console, results: list[dict[str, Any]]) -> None:
     for result in results[:PRINTED]:
-        table = Table(title=escape(printable(f"like {result['query']}")), title_justify="left")
-        for name in ("", "distance", "path"):
-            table.add_column(name, justify="left" if name == "path" else "right", overflow="fold")
+        say(console, f"like {result['query']}", unbroken=True)
+        say(console, f"{'distance':>12}  path")
         for i, match in enumerate(result["matches"]):
-            table.add_row(str(i + 1), f"{match['distance']:.4f}", escape(printable(match["path"])))
-        console.print(table)
+            say(console, f"{i + 1:>3} {match['distance']:>8.4f}  {match['path']}", unbroken=True)
     if len(results) > PRINTED:
         say(console, f"and {len(results) - PRINTED:,} more queries: --output has all")

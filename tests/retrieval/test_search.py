@@ -62,6 +62,18 @@ def test_a_copy_finds_the_image_and_then_its_nearest(home, tmp_path):
     assert found["matches"][0] == {"path": "cat/003.png", "distance": pytest.approx(0, abs=1e-5), "row": own}
 
 
+def test_a_long_path_is_printed_in_one_piece(tmp_path, capsys, monkeypatch):
+    """So that it can be copied, however narrow the terminal."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+    paths = [f"{'a folder [of] photographs/' * 6}{i}.png" for i in range(3)]
+    write_table(tmp_path / "t.parquet", np.eye(3), paths)
+    main(["search", "t.parquet", paths[0], "-k", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"like {paths[0]}"
+    assert lines[2:4] == [f"{i:>3} {1:>8.4f}  {path}" for i, path in enumerate(paths[1:], 1)]
+
+
 @pytest.mark.parametrize("index", ["off", "on"])
 def test_an_image_of_the_table_is_no_result_of_its_own_search(home, tmp_path, monkeypatch, index):
     """By its path, however that is written, in JSON and by the index too; a copy elsewhere is another image."""

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.io import ImageReadMode  # registers its decoders, too
 
 from crosslevel.data.bad_files import _Defect
+
+_DECODE = torch.ops.image.decode_jpeg.default
+"""What `torchvision.io.decode_jpeg` calls, which warns of its future at each image and takes as long again to do so."""
 
 
 @dataclass(slots=True)
@@ -82,7 +85,5 @@ def needed_for_jpeg(header: JpegHeader, encoded: int) -> int:
 
 def decoded_jpeg(data: bytearray, exif: bool = False) -> UInt8[Tensor, "3 H W"]:
     """The pixels of a plain JPEG."""
-    image: Tensor = decode_jpeg(
-        torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB, apply_exif_orientation=exif
-    )
+    image: Tensor = _DECODE(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB.value, exif)
     return image

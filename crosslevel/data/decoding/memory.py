@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,11 @@ def budget() -> int:
     return (int(setting) if setting.isdecimal() and int(setting) else _USUAL) * 2**20
 
 
+def exceeds_budget(need: int) -> bool:
+    """Whether ``need`` bytes are more than `budget`, which is at least a MiB."""
+    return need > 2**20 and need > budget()
+
+
 def too_many_bytes(size: int, max_pixels: int, subject: str) -> str:
     """The reason why an encoded image of ``size`` bytes is not read; empty if it is read."""
     if size > 8 * max_pixels:
@@ -61,7 +66,7 @@ def too_many_bytes(size: int, max_pixels: int, subject: str) -> str:
 
 def halvings(pixels: int) -> int:
     """The divisor of width and height that leaves at most `LARGEST` pixels: 1, 2, 4 or 8."""
-    return next((scale for scale in (1, 2, 4) if pixels <= LARGEST * scale**2), 8)
+    return 1 if pixels <= LARGEST else next((scale for scale in (2, 4) if pixels <= LARGEST * scale**2), 8)
 
 
 def needed(format: str, size: tuple[int, int], encoded: int, turned: bool, part: int = 0) -> int:
@@ -118,12 +123,13 @@ _file = _in_common()
 _thread = threading.Lock()
 
 
-@contextmanager
-def room(need: int) -> Iterator[None]:
+def room(need: int) -> AbstractContextManager[None]:
     """Waits until there is memory for ``need`` bytes more, over all processes; small images never wait."""
-    if need <= _SMALL:
-        yield
-        return
+    return nullcontext() if need <= _SMALL else _room(need)
+
+
+@contextmanager
+def _room(need: int) -> Iterator[None]:
     with _thread:
         if fcntl is None:
             yield

@@ -67,8 +67,7 @@ def obstacle(module: Pretrain, hardware: Hardware, batches: Any) -> str:
         "float16's scale is decided on the host": hardware.precision == "fp16",
         f"cld.grouping={cld and cld.grouping} decides on the host": cld is not None and cld.grouping != "kmeans",
         f"cld.init={cld and cld.init} is drawn on the host": cld is not None and cld.init != "first",
-        f"method.splits={method.splits} deals out the keys on the host": method.splits > 1 and hasattr(method, "key"),
-        "method.sharded: which rows of the bank a device has is decided by values": getattr(method, "sharded", False),
+        method.host_decision: bool(method.host_decision),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
