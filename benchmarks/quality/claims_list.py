@@ -73,6 +73,12 @@ CLAIMS = {
         on_and_off("SimCLR", " --gh.weight=1"),
         "long-tailed",
     ),
+    "simclr-tail": Claim("an add-on to SimCLR on a long tail (not in the paper)", on_and_off("SimCLR"), "long-tailed"),
+    "swav-tail": Claim(
+        "an add-on to SwAV on a long tail (not in the paper)",
+        on_and_off("SwAV", " --views.preset=swav"),
+        "long-tailed",
+    ),
     "long-tail": Claim("better on long-tailed collections", on_and_off("MoCo"), "long-tailed"),
     "correlated": Claim("better on highly correlated collections", on_and_off("MoCo"), "correlated"),
     "balanced": Claim("better on balanced collections", on_and_off("MoCo")),
