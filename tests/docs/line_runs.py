@@ -91,7 +91,7 @@ BESIDE = {"curate": (".txt", ".csv", ".html"), "compare": (".md", ".html")}
 """The files of this name that it writes; of all others the output is one file, or a folder of some."""
 SAYS = {
     "inspect": r"│ images +│ \d+ +│",
-    "search": r"│ +1 │ +[\d.]+ │ (cat|dog)/\d+.png │",
+    "search": r"\n +1 +[\d.]+  (cat|dog)/\d+\.png\n",
     "explore": r"next: look at http://127\.0\.0\.1:\d+/\S+ \(Ctrl-C ends\)\nended\n$",
     "recipes": r"\ncifar10-moco-cld ",
     "push": r'next: timm.create_model\("hf-hub:owner/name"',
