@@ -19,7 +19,7 @@ from crosslevel.evaluation.linear import Linear
 from crosslevel.evaluation.supervised import Progress, Training, diverged, train_classifier, training_folder
 from crosslevel.features.extract import Runtime, extract
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.numerics import avoid_faults, glance, tell
+from crosslevel.models.numerics import avoid_faults, glance, say_once
 from crosslevel.models.schedules import SCHEDULES
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import seeded
@@ -125,7 +125,7 @@ def fine_tuned(
     wrong = avoid_faults(
         network, lambda: glance(network, encoder.view.size, channels=encoder.view.channels), runtime.hardware
     )
-    tell(console, wrong)
+    say_once(console, wrong)
     classifier = new_classifier(encoder.num_features, classes, seed).to(device)
     # The images' identity says which of them are labelled, whatever the way they were chosen.
     hyperparameters = {name: value for name, value in asdict(config).items() if name in FineTune.__dataclass_fields__}

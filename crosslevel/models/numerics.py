@@ -76,7 +76,7 @@ def glance(encoder: Callable[[Tensor], object], *sizes: int, channels: int = 3) 
 
 
 @functools.cache
-def tell(console: Console | None, line: str) -> None:
+def say_once(console: Console | None, line: str) -> None:
     """Print a line once on each console, without wrapping it."""
     if console is not None:
         say(console, line, unbroken=True)

@@ -48,7 +48,7 @@ def leave(study: Study, plan: Plan, source: Source, settings: dict[str, Any], co
         ValueError: trials have ended, but none was successful.
 
     """
-    _tell_unread(plan, console)
+    _report_unread(plan, console)
     trials = ended(study)
     if not trials:
         return
@@ -73,7 +73,7 @@ def leave(study: Study, plan: Plan, source: Source, settings: dict[str, Any], co
         console.print(line, highlight=False, markup=False)
 
 
-def _tell_unread(plan: Plan, console: Console) -> None:
+def _report_unread(plan: Plan, console: Console) -> None:
     """Print once the files that this machine's trials could not read, in training or among the held-out images."""
     before = len(plan.bad_files)
     for file in sorted((plan.folder / "trials").glob(f"*/*{BAD_FILES}")):

@@ -90,6 +90,8 @@ def _acquire(lock: FileLock, folder: Path) -> None:
 def hold(number: int) -> None:
     """Lock an open file, by its descriptor, while this process lives, without waiting.
 
+    filelock opens the file itself; here the file is one that is being written.
+
     On Windows this does nothing: there, another process cannot remove or replace an open file.
 
     Raises:

@@ -117,8 +117,8 @@ def _in_common() -> int:
     return number
 
 
-# A file in memory that forked processes have in common. Locks on its bytes belong to a process and end with it, however
-# it ends. The first byte is the turnstile; each of the others stands for a slot.
+# A file in memory that forked processes have in common; not by filelock, which locks whole files. Locks on its bytes
+# belong to a process and end with it, however it ends. The first byte is the turnstile; each of the others is a slot.
 _file = _in_common()
 _thread = threading.Lock()
 

@@ -43,7 +43,7 @@ from crosslevel.evaluation.detection.training import (
 )
 from crosslevel.models.copies import untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.numerics import avoid_faults, tell
+from crosslevel.models.numerics import avoid_faults, say_once
 from crosslevel.utils.console import progress_bar
 from crosslevel.utils.device import Hardware, choose
 from crosslevel.utils.errors import BadImage, MissingExtra, SourceError, UserError
@@ -155,7 +155,7 @@ def fine_tuned(
     schedule = options.pop("schedule")
     model = detector(start, len(data.images.classes), **options, hardware=hardware).to(hardware.device)
     wrong = avoid_faults(model, lambda: glance(model, min(settings.sizes.train)), hardware)
-    tell(bar.console, wrong)
+    say_once(bar.console, wrong)
     fine_tune(model, data, schedule, name=name, seed=seed, device=hardware.device, checkpoint=checkpoint, show=bar.show)
     settle(model, data, schedule, seed, hardware.device)
     model.transform.min_size = (settings.sizes.test,)

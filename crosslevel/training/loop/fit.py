@@ -14,7 +14,7 @@ from rich.console import Console
 from crosslevel.data.loaders.batches import Batch, TrainBatches
 from crosslevel.data.loaders.streams import StreamBatches
 from crosslevel.data.loaders.workers import worker_trouble
-from crosslevel.models.numerics import avoid_faults, glance, tell
+from crosslevel.models.numerics import avoid_faults, glance, say_once
 from crosslevel.models.sync_batchnorm import synchronize
 from crosslevel.runs import Run
 from crosslevel.training.loop import checkpoints, graph
@@ -138,7 +138,7 @@ def fit(
     fabric = fabric_of(hardware, ranks, callbacks, sharding)
     schedule = Schedule(log_every, monitor_every if monitor else 0, checkpoint_minutes, stop_fall)
     loop = _Loop(fabric, module, batches, run, schedule, saved, loggers, sharding)
-    with all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _tell(console)) as stop:
+    with all_ranks_end(fabric), worker_trouble(), StopRequest(lambda number: _announce_stop(console)) as stop:
         loop.prepare(state, hardware, console)
         loop.compile(compile, backend, hardware, ranks.size, console)
         fabric.call("on_train_start", run=folder, module=module)
@@ -180,7 +180,7 @@ class _Loop:
         sizes = (view, module.method.piece_size(view) or (module.views.small_side if module.views.small else view))
         probe = partial(glance, module.encoder, *sizes, channels=module.views.channels)
         wrong = avoid_faults(module.encoder, probe, hardware, model=module)
-        tell(console, wrong)
+        say_once(console, wrong)
         module.rank = self.fabric.global_rank
         check_memory(module, memory_of(self.fabric.device), 1 if self.sharding is None else self.fabric.world_size)
         self.step_module, self.optimizer, self.step_optimizer = set_up(self.fabric, module, self.sharding)
@@ -345,5 +345,5 @@ class _Loop:
         self.clock.restart()
 
 
-def _tell(console: Console) -> None:
+def _announce_stop(console: Console) -> None:
     say(console, "stopping after this step; Ctrl-C once more to stop at once")

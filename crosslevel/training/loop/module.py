@@ -139,7 +139,7 @@ class Pretrain(nn.Module):
         views = [
             v.contiguous(memory_format=torch.channels_last) for v in self.views(batch.images, numbers, batch.partners)
         ]
-        self._tell_the_time()
+        self._pass_epoch()
         online = views[: self.method.online]
         features = [encode_in_parts(self.encoder, view, self.method.splits) for view in online]
         instance, updates = self.method(views, features, batch.index)
@@ -156,7 +156,7 @@ class Pretrain(nn.Module):
         self._remember_first_defect()
         return loss, updates
 
-    def _tell_the_time(self) -> None:
+    def _pass_epoch(self) -> None:
         """Pass the epoch to all branches: a number, or a tensor if the step is captured."""
         epoch = (self.step if self.now is None else self.now) / self.epoch_steps
         for part in (self.method, self.cld, self.gh):
