@@ -4,10 +4,10 @@
 
 Tables have features of 384 numbers, as in `search.py`, and thumbnails of 96 pixels: smooth pictures, at most 100,000
 different ones. The page is written into a folder (--export), which does what serving it does and writes the pictures
-besides. The map shows at most --sample images, as in the command; "neighbours kept" is the share of the 15 nearest
-images by features that are among the 15 nearest on the map. Each size is measured in a process of its own. OUTPUT.json
-keeps what is measured: called again, the program measures what is missing, and writes OUTPUT.md. A table stays in
---where until it is measured.
+besides. The map shows at most --sample images, as in the command; "the map on the clock" is finding each image's
+nearest and laying them out; "neighbours kept" is the share of the 15 nearest images by features that are among the 15
+nearest on the map. Each size is measured in a process of its own. OUTPUT.json keeps what is measured: called again, the
+program measures what is missing, and writes OUTPUT.md. A table stays in --where until it is measured.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ STAGES = {
     "export_page": "writing the page",
 }
 PICTURES, PART = 100_000, 8192
+FINDINGS = "curation.findings"  # where the neighbours are found that the map is laid out by
 
 
 def main() -> None:
@@ -115,34 +116,43 @@ def pictures(count: int) -> list[bytes]:
 
 def measured(file: Path, sample: int, threads: int) -> dict[str, Any]:
     """Seconds on the clock and of the processor, of all and of its stages; gigabytes at the most."""
-    module = importlib.import_module("crosslevel.exploration.explore")
+    module, findings = (importlib.import_module(f"crosslevel.{name}") for name in ("exploration.explore", FINDINGS))
     torch.set_num_threads(threads)
     before = peak()
     spent: dict[str, float] = {}
+    clock: dict[str, float] = {}
     maps: list[Any] = []
     began, worked = time.monotonic(), time.process_time()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=file.parent))
-        for name in STAGES:
-            stack.enter_context(mock.patch.object(module, name, timed(getattr(module, name), name, spent, maps)))
+        for owner, name in [*((module, name) for name in STAGES), (findings, "nearest")]:
+            instead = timed(getattr(owner, name), name, spent, clock, maps)
+            stack.enter_context(mock.patch.object(owner, name, instead))
         module.explore(str(file), export=str(Path(folder) / "page"), sample=sample, device="cpu", quiet=True)
         seconds, cpu = time.monotonic() - began, time.process_time() - worked
         top = peak()
         size = sum(part.stat().st_size for part in Path(folder).rglob("*") if part.is_file())
     return {
         "rows": int(file.stem), "shown": min(sample, int(file.stem)), "threads": threads, "seconds": seconds,
-        "cpu": cpu, "peak_gb": top, "before_gb": before, "page_mb": size / 1e6, "stages": spent,
+        "map_seconds": clock["nearest"] + clock["lay_out"], "cpu": cpu, "peak_gb": top, "before_gb": before,
+        "page_mb": size / 1e6, "stages": {name: spent.get(name, 0.0) for name in STAGES},
         "kept": neighbours_kept(*maps[0]), "machine": machine(),
     }  # fmt: skip
 
 
-def timed(inner: Callable[..., Any], name: str, spent: dict[str, float], maps: list[Any]) -> Callable[..., Any]:
-    """The same function, which adds its processor seconds to ``spent``, and the map's input and output to ``maps``."""
+def timed(
+    inner: Callable[..., Any], name: str, spent: dict[str, float], clock: dict[str, float], maps: list[Any]
+) -> Callable[..., Any]:
+    """The same function, which adds its seconds of the processor to ``spent``, and those of the clock to ``clock``.
+
+    The map's input and output go to ``maps``.
+    """
 
     def outer(*arguments: Any, **options: Any) -> Any:
-        began = time.process_time()
+        began, worked = time.monotonic(), time.process_time()
         result = inner(*arguments, **options)
-        spent[name] = spent.get(name, 0.0) + time.process_time() - began
+        spent[name] = spent.get(name, 0.0) + time.process_time() - worked
+        clock[name] = clock.get(name, 0.0) + time.monotonic() - began
         if name == "lay_out":
             maps.append((arguments[1].indices, result))
         return result
@@ -171,14 +181,16 @@ def markdown(cells: dict[str, Any]) -> str:
     lines = [f"{where}" for where in dict.fromkeys(cell["machine"] for cell in rows)]
     lines += [
         "",
-        f"| images | on the map | threads | seconds | of one core | {' | '.join(STAGES.values())} | peak | page "
-        "| neighbours kept |",
-        "|" + "---|" * (8 + len(STAGES)),
+        "| images | on the map | threads | seconds | the map on the clock | of one core "
+        f"| {' | '.join(STAGES.values())} | peak | page | neighbours kept |",
+        "|" + "---|" * (9 + len(STAGES)),
     ]
     for cell in rows:
+        of_map = f"{cell['map_seconds']:,.0f}" if "map_seconds" in cell else "-"
         stages = " | ".join(f"{cell['stages'].get(name, 0):,.1f}" for name in STAGES)
         lines.append(
-            f"| {cell['rows']:,} | {cell['shown']:,} | {cell['threads']} | {cell['seconds']:,.0f} | {cell['cpu']:,.0f} "
+            f"| {cell['rows']:,} | {cell['shown']:,} | {cell['threads']} | {cell['seconds']:,.0f} | {of_map} "
+            f"| {cell['cpu']:,.0f} "
             f"| {stages} | {cell['peak_gb']:.1f} GB | {cell['page_mb']:,.0f} MB | {100 * cell['kept']:.1f} % |"
         )
     return "\n".join(lines) + "\n"
