@@ -12,16 +12,17 @@ def take_any_size(backbone: nn.Module) -> int | None:
     """Let a timm ViT take other sizes as well: its position embeddings are resampled for each of them.
 
     This is timm's ``dynamic_img_size``, but for a network that is built already; its weights, and its outputs for
-    images of its own size, do not change.
+    images of its own size, do not change. Networks that timm builds with it, such as DINOv3's ViTs, stay as they are.
 
     Returns:
         the side of its patches (sizes must be multiples of it); None if the network does not support this, and stays as
         it is.
 
     """
-    if not isinstance(backbone, VisionTransformer) or type(backbone.patch_embed) is not PatchEmbed:
+    patches = getattr(backbone, "patch_embed", None)
+    fits = isinstance(backbone, VisionTransformer) or bool(getattr(backbone, "dynamic_img_size", False))
+    if not fits or type(patches) is not PatchEmbed:
         return None
-    patches = backbone.patch_embed
     vars(backbone)["dynamic_img_size"] = True  # timm declares it final, for TorchScript
     patches.strict_img_size, patches.flatten, patches.output_fmt = False, False, Format.NHWC
     return int(patches.patch_size[0])

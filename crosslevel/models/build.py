@@ -16,8 +16,10 @@ from crosslevel.utils.errors import UserError
 from crosslevel.utils.tensors import without_values
 
 MODERN = (
-    "beit", "convnext", "deit", "eva", "hiera", "mambaout", "metaformer", "swin_transformer", "swin_transformer_v2",
-    "vision_transformer",
+    "beit", "cait", "coat", "convit", "convnext", "crossvit", "davit", "deit", "edgenext", "eva", "focalnet", "gcvit",
+    "hiera", "hieradet_sam2", "mambaout", "metaformer", "mvitv2", "naflexvit", "nest", "pit", "pvt_v2", "rdnet",
+    "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tnt", "twins", "vision_transformer",
+    "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam", "vitamin", "volo", "xcit",
 )  # fmt: skip
 """Families of timm that are trained with AdamW and stochastic depth, and normalize layers, not batches."""
 
@@ -26,7 +28,7 @@ Init = Literal["timm", "torch"]
 
 def is_modern(architecture: str) -> bool:
     """Whether a network belongs to one of these families: a ViT, a ConvNeXt and the like."""
-    name = architecture.partition(".")[0]
+    name = architecture.removeprefix("timm:").partition(".")[0]
     if not timm.is_model(name):
         return False
     entry = timm.model_entrypoint(name)

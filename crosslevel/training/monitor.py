@@ -168,7 +168,7 @@ def knn_monitor(encoder: Encoder, source: Images, hardware: Hardware, seed: int)
 
     def measure() -> dict[str, float]:
         features = extract(encoder, split.part, hardware=hardware)
-        accuracy = 100 * float(split.right(features).float().mean())
+        accuracy = 100 * float(split.right(features).double().mean())
         finite = bool(features.features.isfinite().all())
         return {"knn": accuracy, **({"effective_rank": effective_rank(features.features[:2000])} if finite else {})}
 

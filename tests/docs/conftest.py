@@ -5,8 +5,8 @@ import sys
 
 import pytest
 from doc_samples import PARTS, TINY, furnish
-from hub_samples import local_hub
-from line_samples import Outside, bucket, narrow, put_weights, web
+from hub_samples import local_hub, narrow
+from line_samples import NARROW, Outside, bucket, put_weights, web
 
 import crosslevel
 
@@ -58,7 +58,7 @@ def outside(user, tmp_path_factory):
         web(shards) as address,
     ):
         patch.setenv("HF_TOKEN", "hf_token")
-        narrow(patch)
+        narrow(patch, NARROW)
         put_weights(hub, user)
         yield Outside(hub, address)
 

@@ -14,19 +14,17 @@ from typing import NamedTuple
 
 import fsspec
 import pytest
-import timm
 from clip_samples import write_clip
-from hub_samples import Hub, weights
+from hub_samples import CONVNEXT, VIT, Hub, weights
 from timm.models import save_for_hf
 
-VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 NARROW = {
     "vit_small_patch14_dinov2": VIT,
     "vit_large_patch14_dinov2": VIT,
     "vit_small_patch16_224": VIT,
     "vit_giant_patch14_224": VIT,
     "vit_base_patch16_clip_224": VIT,
-    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32)},
+    "convnext_tiny": CONVNEXT,
 }
 """The sizes that these networks of timm's have here."""
 SERVED = ("vit_small_patch14_dinov2.lvd142m", "vit_large_patch14_dinov2.lvd142m", "convnext_tiny.in12k")
@@ -38,21 +36,6 @@ class Outside(NamedTuple):
 
     hub: Hub
     address: str
-
-
-def narrow(patch):
-    """Let timm build small networks under these names, by its own functions."""
-    entries = timm.models._registry._model_entrypoints
-    for name, sizes in NARROW.items():
-        patch.setitem(entries, name, _sized(entries[name], sizes))
-
-
-def _sized(function, sizes):
-    @functools.wraps(function)
-    def build(**given):
-        return function(**{**sizes, **given})
-
-    return build
 
 
 def put_weights(hub, folder):

@@ -58,10 +58,16 @@ def test_timm_loads_what_was_pushed(hub, run, capsys):
     assert (again.view, again.licence) == (encoder.view, "apache-2.0")
 
 
-def test_timm_itself_loads_the_folder(run, tmp_path):
+@pytest.mark.parametrize("to", ["the hub", "a folder"])
+def test_timm_itself_loads_it(to, hub, run, tmp_path):
     """By its own loader, with its own transform."""
-    crosslevel.push(run, "hf:me/tiny", output=tmp_path / "out", quiet=True)
-    model = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True, num_classes=0).eval()
+    folder = tmp_path / "out"
+    crosslevel.push(run, "hf:me/tiny", output=folder if to == "a folder" else None, quiet=True)
+    assert ("me/tiny" in hub[0].files) == (to == "the hub")
+    name = f"local-dir:{folder}" if to == "a folder" else "hf-hub:me/tiny"
+    model = timm.create_model(name, pretrained=True, num_classes=0).eval()
+    fetched = {path.rpartition("/")[2] for method, path in hub[0].seen if method == "GET"}
+    assert fetched == ({"config.json", "model.safetensors"} if to == "the hub" else set())
     shown = torch.randn(2, 3, 64, 64)
     assert torch.equal(model(shown), load_encoder(run)(shown))
     data = timm.data.resolve_model_data_config(model)

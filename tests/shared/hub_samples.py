@@ -1,6 +1,7 @@
 """A hub on this machine: the Hugging Face hub's protocol, for files of models and for commits that add some."""
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import save
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+VIT = {"embed_dim": 32, "depth": 2, "num_heads": 2}
+CONVNEXT = {"depths": (1, 1, 1, 1), "dims": (8, 16, 16, 32)}
 
 
 class Hub:
@@ -136,6 +139,11 @@ def local_hub(patch, cache):
     patch.setenv("HF_ENDPOINT", address)
     patch.setenv("HF_HUB_CACHE", str(cache))
     patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)  # files are sent as LFS does
+    # timm asks as the variables were when the library was imported.
+    patch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    patch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
     try:
         yield hub, address
     finally:
@@ -150,3 +158,18 @@ def weights(name, seed=0, **options):
     for parameter in model.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return model, save(model.state_dict())
+
+
+def narrow(patch, networks):
+    """Let timm build these networks in these sizes, under their names and by its own functions."""
+    entries = timm.models._registry._model_entrypoints
+    for name, sizes in networks.items():
+        patch.setitem(entries, name, _sized(entries[name], sizes))
+
+
+def _sized(function, sizes):
+    @functools.wraps(function)
+    def build(**given):
+        return function(**{**sizes, **given})
+
+    return build

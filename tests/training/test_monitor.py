@@ -24,7 +24,13 @@ from crosslevel.settings.parser import run
 from crosslevel.training.loop.fit import fit
 from crosslevel.training.loop.guards.collapse import CollapseWatch, symptoms
 from crosslevel.training.loop.module import Pretrain
-from crosslevel.training.monitor import label_free_monitor, monitor_of, near_tracks, tracks_for_scores
+from crosslevel.training.monitor import (
+    label_free_monitor,
+    labelled_split,
+    monitor_of,
+    near_tracks,
+    tracks_for_scores,
+)
 from crosslevel.training.train import train
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware
@@ -196,6 +202,13 @@ def test_without_labels_the_scores_are_the_default_and_knn_is_refused(images):
     assert {"combined", "knn"} <= set(monitor_of("both", small(), None, None, images, CPU, 0)())
     with pytest.raises(ValueError, match="--monitor both needs labels"):
         monitor_of("both", small(), None, None, unlabelled, CPU, 0)
+
+
+def test_knn_has_all_digits_of_the_share_of_right_queries(images):
+    """The guard of pretrained weights compares it with the start's less a margin."""
+    torch.manual_seed(0)
+    knn, queries = monitor_of("knn", small(), None, None, images, CPU, 0)()["knn"], labelled_split(images, 0).queries
+    assert knn in [100 * (right / queries) for right in range(1, queries)]
 
 
 def test_features_that_are_no_numbers_are_left_to_the_loss(images):

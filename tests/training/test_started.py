@@ -1,6 +1,7 @@
 """Trainings that start from weights by name: rates, what is trained, the start beside the end, and falls."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -16,8 +17,11 @@ from crosslevel.cli import main
 from crosslevel.methods import SimCLR
 from crosslevel.models.encoder import Encoder, load_encoder
 from crosslevel.models.start.trained import merged
+from crosslevel.runs import Run
+from crosslevel.training.loop.guards.fall import FallGuard
 from crosslevel.training.loop.module import Pretrain
 from crosslevel.transforms.views import Views
+from crosslevel.utils.console import printer
 from crosslevel.utils.errors import UserError
 
 NAME = "test_vit.r160_in1k"
@@ -75,6 +79,21 @@ def test_the_frozen_start_is_measured_first_and_stands_beside_the_end(run, photo
     assert next(iter(alone.values()))[f"timm:{NAME},size=112"] == figures["start (frozen)"]
 
 
+def test_the_end_is_compared_with_the_frozen_start_in_the_output_and_at_the_head_of_the_page(tmp_path, capsys):
+    """By the accuracy of the log's first and last rows, on images of which two classes look alike."""
+    photos = write_images(tmp_path / "photos", count=15, size=(32, 32), classes="abcd")
+    line = [f"--encoder.name={NAME}", "--encoder.pretrained=true", "--encoder.image_size=32", "--epochs=1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "300")
+        main(["train", str(photos), *line, "--batch_size=20", "--device=cpu", "--workers=0", f"--run={tmp_path / 'r'}"])
+    start, end = (float(row["knn"]) for row in metrics(tmp_path / "r") if row["knn"])
+    *_, finding, done, _, _ = capsys.readouterr().out.splitlines()
+    told = f"kNN accuracy by the labels of 10 images trained on: trained {end:.1f} %, start (frozen) {start:.1f} %, raw"
+    assert told in finding
+    assert "done in" in done
+    assert told in (tmp_path / "r" / "report.html").read_text().partition("<h2")[0]
+
+
 def test_a_run_goes_on_as_it_would_have(run, photos, tmp_path):
     half = tmp_path / "half"
     line = [f"--encoder.name={NAME}", "--encoder.pretrained=true", *LESS, f"--run={half}"]
@@ -112,6 +131,24 @@ def test_rates_fall_with_depth_and_heads_have_the_whole_rate():
         plain = parameter.ndim > 1 and name not in ("cls_token", "pos_embed")
         assert decay[id(parameter)] == (0.1 if plain else 0.0), name
     assert all(rate[id(p)] == 0.5 for part in (trained.method, trained.cld) for p in part.parameters())
+
+
+def test_rates_of_a_convnext_fall_with_depth():
+    """Block by block through the stages, a stage's first with its downsampling; the last norm is a layer above."""
+    network = Encoder("test_convnext").backbone
+    places = [(stage, block) for stage, part in enumerate(network.stages) for block in range(len(part.blocks))]
+    assert len(places) > len(network.stages)
+    trained = module(Encoder("test_convnext"), encoder_rate=0.5, layer_decay=0.75)
+    optimizer = trained.configure_optimizer()
+    trained.begin_step(optimizer)
+    rate = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    assert len(rate) == len(list(trained.parameters()))
+    for name, parameter in trained.encoder.backbone.named_parameters():
+        part, *rest = name.split(".")
+        depth = {"stem": 0, "head": len(places) + 1}.get(part)
+        if depth is None:
+            depth = 1 + places.index((int(rest[0]), int(rest[2]) if rest[1] == "blocks" else 0))
+        assert rate[id(parameter)] == pytest.approx(0.5 * 0.5 * 0.75 ** (len(places) + 1 - depth)), name
 
 
 @pytest.mark.parametrize(
@@ -246,6 +283,14 @@ def test_no_fall_and_none_that_is_to_be_stopped(photos, tmp_path):
     assert len(fallen(photos, tmp_path / "a", [0.80, 0.79, 0.77, 0.79, 0.80]).seen) == 5
     assert len(fallen(photos, tmp_path / "b", [0.1, 0.1, 0.1, 0.1], stop_fall=False).seen) == 4
     assert not (tmp_path / "a" / "warnings.txt").exists()
+
+
+def test_a_fall_of_just_the_margin_is_none(tmp_path):
+    """Of 22 right answers of 40 queries two may be lost, which are 5 points: 55.00000000000001 less 50."""
+    guard = FallGuard(Run(tmp_path), SimpleNamespace(step=7), printer(quiet=True), Encoder("test_vit", image_size=32))
+    guard.begin({"knn": 100 * (22 / 40)})
+    assert not guard.look({"knn": 100 * (20 / 40)})
+    assert guard.look({"knn": 100 * (19 / 40)})
 
 
 def test_a_size_of_no_whole_patches_is_refused_in_one_line(photos, capsys):

@@ -48,6 +48,26 @@ def test_a_clear_gain_is_named_with_its_interval():
 
 
 @pytest.mark.parametrize(
+    ("trained", "said"),
+    [
+        (0.8, "is worth 20.0 (±{margin:.1f}) points over the weights that it began with"),
+        (0.6, "is not clearly above the weights that it began with (+0.0 ±{margin:.1f})"),
+        (0.4, "is below the weights that it began with (-20.0 ±{margin:.1f})"),
+    ],
+)
+def test_a_training_from_weights_has_to_be_better_than_these(trained, said):
+    """Also where it is far better than raw pixels and the untrained network."""
+    trained, pixels, untrained, start = bits(trained, 0.2, 0.3, 0.6)
+    found = Verdict(trained, pixels, untrained, "kNN accuracy", start)
+    gain = trained.double().numpy() - start.double().numpy()
+    said = said.format(margin=196 * gain.std(ddof=1) / np.sqrt(len(gain)))
+    share = 100 * float(trained.double().mean())
+    shares = f"kNN accuracy: trained {share:.1f} %, start (frozen) 60.0 %, raw pixels 20.0 %, untrained 30.0 %"
+    assert found.line().startswith(f"{shares}: the training {said}")
+    assert found.headline().startswith(f"The training {said}. {shares}.")
+
+
+@pytest.mark.parametrize(
     ("shares", "said"),
     [
         ((0.30, 0.40, 0.20), "the training is below raw pixels (-10.0"),
@@ -92,6 +112,17 @@ def test_views_judge_where_there_are_no_labels():
     cosine[(own[:, None] == own) & ~np.eye(len(own), dtype=bool)] = -np.inf
     assert found.pixels.tolist() == (cosine.argmax(1) == np.arange(len(own))).tolist()
     assert "whose other view is the nearest" in found.measure
+
+
+@pytest.mark.parametrize("labels", [True, False])
+def test_the_start_is_judged_as_the_trained_encoder_is(labels):
+    images, encoder, start = photographs(60, labels), small_encoder(), small_encoder()
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    found = verdict(encoder, images, CPU, seed=3, start=start)
+    assert found.start.tolist() == verdict(start, images, CPU, seed=3).trained.tolist()
+    assert not torch.equal(found.start, found.trained)
 
 
 def test_the_networks_stay_as_they_are():

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib import import_module
 from importlib.util import find_spec
@@ -63,7 +63,7 @@ class Boards:
         self.file = run.path / files.LOGGERS
         self.loggers: list[Any] = [_started(name, run, self._stored_ids().get(name)) for name in names] + list(extra)
         for logger in self.loggers:
-            with _in_one_line(logger):
+            with _in_one_line(logger), suppress(NotImplementedError):  # Fabric's CSVLogger takes no settings
                 if settings:
                     logger.log_hyperparams(_flat(settings))
         by_name = dict(zip(names, self.loggers, strict=False))

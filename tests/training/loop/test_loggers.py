@@ -1,9 +1,12 @@
 """Loggers by name and as objects, and callbacks: they hear what metrics.csv has, and none can end a training."""
 
+import csv
 import json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 from run_samples import metrics, write_images
 
 import crosslevel
@@ -76,6 +79,27 @@ def test_objects_hear_what_the_file_has_and_callbacks_their_part(photos, tmp_pat
     assert calls.heard[0][1:] == (run, 0)
     assert calls.heard[-1][1:] == (run, 2)
     assert not (run / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("package", ["pytorch_lightning", "lightning_fabric"])
+def test_lightnings_own_logger_has_the_rows_of_the_file(package, photos, tmp_path):
+    """Fabric's takes no settings, which ends no training."""
+    loggers = pytest.importorskip(f"{package}.loggers", reason=f"needs {package}: pip install lightly")
+    theirs = loggers.CSVLogger(tmp_path / "theirs", name="photos", version="one")
+    options = SMALL | {"epochs": 2, "monitor": "label_free", "monitor_every": 1}
+    run = crosslevel.train(photos, run=tmp_path / "r", logger="csv", loggers=[theirs], **options)
+    with (Path(theirs.log_dir) / "metrics.csv").open() as file:
+        heard = list(csv.DictReader(file))
+    rows = metrics(run)
+    assert [row["step"] for row in heard] == [row["step"] for row in rows]
+    assert sum(bool(row["combined"]) for row in heard) == 2
+    assert {*heard[0]} >= {"loss", "lr", "group_loss", "effective_rank"}
+    for theirs_row, row in zip(heard, rows, strict=True):
+        told = {name: float(value) for name, value in theirs_row.items() if value}
+        written = {name: float(value) for name, value in row.items() if value and name != "epoch"}
+        assert told == pytest.approx(written, rel=1e-5)
+    if package == "pytorch_lightning":
+        assert yaml.safe_load((Path(theirs.log_dir) / "hparams.yaml").read_text())["batch_size"] == 8
 
 
 def test_an_error_is_told_as_one(photos, tmp_path):

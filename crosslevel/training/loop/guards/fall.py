@@ -20,6 +20,8 @@ MARGINS = {"knn": 5.0, "combined": 0.05}
 """How far each figure may fall below the start, in its own unit: twice the random variation of kNN with 1,000
 queries."""
 
+ROUNDING = 1e-9  # two queries of 40 are 5 points, and not more, whatever the last digits
+
 TEXT = {"knn": "kNN {:.1f} %", "combined": "score {:.3f}"}
 
 
@@ -68,7 +70,7 @@ class FallGuard:
         now, start = figures[name], self.start[name]
         if now > self.best[0]:
             self._keep(now)
-        self.fallen = now < start - MARGINS[name]
+        self.fallen = start - now > MARGINS[name] + ROUNDING
         if self.fallen:
             then, (best, step) = TEXT[name].format(start), self.best
             line = (
