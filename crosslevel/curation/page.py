@@ -13,7 +13,7 @@ from crosslevel.curation.findings import Findings
 from crosslevel.features.columns.thumbnails import Pictures
 from crosslevel.features.table import FeatureTable
 
-SETS, A_ROW, ROWS = 40, 10, 6  # on the page; the .csv has all
+SETS, IN_A_SET, MOST = 40, 10, 60  # sets, images of a set, and images of a list on the page; the .csv has all
 
 
 def write_page(
@@ -27,8 +27,12 @@ def write_page(
 ) -> Path:
     """Write the page and return it; ``how`` is None if all the remaining images were taken."""
     counts: list[list[report.Cell]] = [
-        ["images", table.rows, ""],
-        ["near-duplicates", len(findings.copies()), f"in {len(findings.representatives):,} sets; one of each is kept"],
+        ["in all", table.rows, ""],
+        [
+            "near-duplicates",
+            len(findings.copies()),
+            f"in {len(findings.representatives):,} sets; one of each is kept" if findings.representatives else "",
+        ],
         [
             "broken",
             len(findings.broken),
@@ -49,15 +53,15 @@ def write_page(
     alone = _rows(table, pictures, findings.alone.items(), lambda row, distance: f"{distance:.3f}")
     blocks += _block("Outliers, the farthest first", alone, _of(len(findings.alone)))
     verdict = (
-        f"{len(rows):,} of {table.rows:,} images {'are chosen' if how else 'stay'}: {len(reasons):,} are copies, "
-        "broken or outliers."
+        f"{len(rows):,} of {table.rows:,} images {'are chosen' if how else 'stay'}; {len(reasons):,} were left out as "
+        "copies, broken or outliers."
     )
     subtitle = f"{table.file.name} · {time.strftime('%Y-%m-%d')}"
     return report.page(file, "What to keep", blocks, subtitle, verdict)
 
 
 def _of(count: int) -> str:
-    return f"the first {ROWS * A_ROW} of {count:,}; the .csv has all" if count > ROWS * A_ROW else ""
+    return f"the first {MOST} of {count:,}; the .csv has all" if count > MOST else ""
 
 
 def _block(heading: str, rows: Sequence[report.ImageRow], note: str = "") -> list[report.Block]:
@@ -66,8 +70,8 @@ def _block(heading: str, rows: Sequence[report.ImageRow], note: str = "") -> lis
 
 def _spread(table: FeatureTable, rows: Sequence[int], pictures: Pictures) -> list[report.ImageRow]:
     """Some of the chosen, evenly over the order in which they were chosen."""
-    step = max(1, len(rows) // (ROWS * A_ROW))
-    sample = [(row, None) for row in rows[::step][: ROWS * A_ROW]]
+    step = max(1, len(rows) // MOST)
+    sample = [(row, None) for row in rows[::step][:MOST]]
     return _rows(table, pictures, sample, lambda row, _: "")
 
 
@@ -77,20 +81,16 @@ def _set(
     set_rows = (findings.sets == number).nonzero().flatten().tolist()
     order = [representative, *(row for row in set_rows if row != representative)]
     caption = f"{len(set_rows):,} images; keep {table.paths[representative]}"
-    return _row(table, pictures, order[:A_ROW], caption)
+    return _row(table, pictures, order[:IN_A_SET], caption)
 
 
 def _rows(
     table: FeatureTable, pictures: Pictures, values: Iterable[tuple[int, Any]], mark: Callable[[int, Any], str]
 ) -> list[report.ImageRow]:
-    """Pictures with a mark each, `A_ROW` side by side."""
-    selected = list(itertools.islice(values, ROWS * A_ROW))
-    image_rows = []
-    for first in range(0, len(selected), A_ROW):
-        part = selected[first : first + A_ROW]
-        row = _row(table, pictures, [row for row, _ in part], "", [mark(row, value) for row, value in part])
-        image_rows += [] if row is None else [row]
-    return image_rows
+    """Pictures with a mark each, in as many rows as the page's width makes of them."""
+    selected = list(itertools.islice(values, MOST))
+    row = _row(table, pictures, [row for row, _ in selected], "", [mark(row, value) for row, value in selected])
+    return [] if row is None else [row]
 
 
 def _row(

@@ -11,7 +11,8 @@ for (const [name, column] of Object.entries(DATA.columns)) {
 // Filters of every column stay as they are when another one colours.
 const state = { colour: "", hidden: {}, ranges: {}, text: "", shown: new Uint8Array(N).fill(1), circled: new Set(), chosen: -1, lasso: null, scale: 1, x: .5, y: .5 };
 
-const HUES = [[0, 114, 178], [213, 94, 0], [0, 158, 115], [194, 96, 154], [201, 133, 0], [63, 163, 220], [125, 116, 18], [106, 111, 120]];
+const HUES = [[0, 114, 178], [213, 94, 0], [0, 158, 115], [194, 96, 154], [201, 133, 0], [63, 163, 220], [125, 116, 18], [106, 111, 120],
+  [200, 45, 75], [128, 90, 205], [110, 155, 25], [150, 85, 50], [185, 60, 190], [0, 140, 160]];
 function hue(i) {
   if (i < HUES.length) return HUES[i];
   const h = (i * 0.618034) % 1 * 6, x = 1 - Math.abs(h % 2 - 1), k = [[1, x, 0], [x, 1, 0], [0, 1, x], [0, x, 1], [x, 0, 1], [1, 0, x]][Math.floor(h)];
@@ -73,7 +74,7 @@ function draw() {
 function paint() {
   const { ratio, side, left, top } = place(), w = canvas.width, h = canvas.height;
   const image = context.createImageData(w, h), pixels = new Uint32Array(image.data.buffer);
-  const size = Math.max(2, Math.round(ratio * Math.min(9, (N > 20000 ? 2 : N > 3000 ? 3.5 : 5) * Math.sqrt(state.scale))));
+  const size = Math.max(2, Math.round(ratio * Math.min(9, (N > 20000 ? 2 : N > 3000 ? 3.5 : N > 500 ? 5 : 7) * Math.sqrt(state.scale))));
   const dim = state.circled.size > 0;
   for (let pass = dim ? 0 : 1; pass < 2; pass++) {
     for (let i = 0; i < N; i++) {
@@ -84,7 +85,7 @@ function paint() {
       if (x < 0 || y < 0 || x + size >= w || y + size >= h) continue;
       const c = bright ? colours[i] : (colours[i] & 0xffffff | 60 << 24) >>> 0;
       for (let v = 0; v < size; v++) for (let u = 0; u < size; u++) {
-        if (size > 3 && (u === 0 || u === size - 1) && (v === 0 || v === size - 1)) continue;
+        if ((u + .5 - size / 2) ** 2 + (v + .5 - size / 2) ** 2 > size * size / 4) continue;
         pixels[(y + v) * w + x + u] = c;
       }
     }
@@ -158,6 +159,7 @@ function choose(i) {
       button.addEventListener("click", () => choose(other));
       return button;
     }));
+    $("chosen").scrollIntoView({ block: "nearest" });
   }
   draw();
 }

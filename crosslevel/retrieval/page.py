@@ -83,12 +83,15 @@ def write_results(
     if len(results) > QUERIES:
         note += f" The first {QUERIES} of {len(results):,} queries; {file.name} has all."
     blocks = [report.image_rows("Queries, and what is most like each", rows, note)] if rows else []
+    columns = ["query", "", "distance", "path"]
     listed = [
         [result["query"], i + 1, match["distance"], match["path"]]
         for result in results[:QUERIES]
         for i, match in enumerate(result["matches"][:A_ROW])
     ]
-    blocks.append(report.table("The same as a table", ["query", "", "distance", "path"], listed, None, digits=4))
+    if len(results) == 1:  # its name stands above
+        columns, listed = ["path", "distance"], [[path, distance] for _, _, distance, path in listed]
+    blocks.append(report.table("The same as a table", columns, listed, None, digits=4))
     subtitle = f"{table.rows:,} images in {table.file.name} · {time.strftime('%Y-%m-%d')}"
     page = report.page(file.with_suffix(".html"), "Similar images", blocks, subtitle, verdict)
     lost = f"{missing:,} pictures were not found: give --images, or embed with --thumbnails 96" if missing else ""

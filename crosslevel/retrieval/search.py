@@ -186,10 +186,12 @@ def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
 
     """
     lost = f"{query}: there is no such file, and no row of {table.file} has this path"
+    if table.rows:
+        lost += f" (its first is {printable(table.paths[0])})"
     if "/" in query or can_be_image(query) or run is None:
         raise NotThere(lost)
     if not is_by_name(run):
-        raise NotThere(f"{lost}; words are a query where a CLIP by name made the table, and {run} did")
+        raise NotThere(f"{lost}; words are a query where a CLIP by name made the table, and {run} made this one")
     try:
         clip = open_clip_of(run, table.width)
     except UserError as error:

@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from browsing import count, downloads, element, elements, loaded, move, opened, until, where
 from run_samples import write_images
 from table_samples import crowds, noise_pictures, write_encoder, write_table
 
@@ -194,46 +194,6 @@ def test_the_command_says_where_it_is_and_ends_with_ctrl_c(home):
             started.kill()
 
 
-def opened(browser, address):
-    size = {"width": 1300, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get_log("browser")
-    browser.get(address)
-
-
-def until(condition, what="it"):
-    for _ in range(200):
-        if condition():
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{what} did not come")
-
-
-def element(browser, selector):
-    return browser.find_element("css selector", selector)
-
-
-def move(browser, places, press=False):
-    actions = pytest.importorskip("selenium.webdriver.common.actions.action_builder")
-    builder = actions.ActionBuilder(browser, duration=20)
-    for i, (x, y) in enumerate(places):
-        builder.pointer_action.move_to_location(round(x), round(y))
-        if press and i == 0:
-            builder.pointer_action.pointer_down()
-    if press:
-        builder.pointer_action.pointer_up()
-    builder.perform()
-
-
-def where(browser, point):
-    return browser.execute_script("return whereIs(arguments[0])", point)
-
-
-def loaded(browser, selector):
-    script = "const i = document.querySelector(arguments[0]); return i && i.complete && i.naturalWidth > 0"
-    until(lambda: browser.execute_script(script, selector), selector)
-
-
 @pytest.fixture(scope="module")
 def exported(collection, tmp_path_factory):
     return export_page(collection, str(tmp_path_factory.mktemp("page")))
@@ -254,7 +214,7 @@ def test_browser_shows_images_and_what_is_similar(page, collection):
     assert element(page, "#tip span").text == f"{collection.paths[point]} · {collection.paths[point].split('/')[0]}"
     move(page, [where(page, point)], press=True)
     assert element(page, "#path").text == collection.paths[point]
-    shown = page.find_elements("css selector", "#similar button")
+    shown = elements(page, "#similar button")
     assert [int(button.get_attribute("data-point")) for button in shown] == collection.similar()[point].tolist()
     loaded(page, "#similar button:last-child img")
     other = int(shown[0].get_attribute("data-point"))
@@ -266,17 +226,14 @@ def test_browser_shows_images_and_what_is_similar(page, collection):
 
 @pytest.mark.browser
 def test_browser_filters_by_label_number_and_name(page):
-    def count():
-        return int(element(page, "#count").get_attribute("data-shown"))
-
-    assert count() == 240
+    assert count(page) == 240
     element(page, "input[data-name=ant]").click()
-    assert count() == 180
+    assert count(page) == 180
     element(page, "#none").click()
-    assert count() == 0
+    assert count(page) == 0
     element(page, "input[data-name=bee]").click()
     element(page, "#find").send_keys("/00")
-    assert count() == 10
+    assert count(page) == 10
     element(page, "#find").send_keys("\b\b\b")
     element(page, "#all").click()
     page.execute_script(
@@ -284,11 +241,12 @@ def test_browser_filters_by_label_number_and_name(page):
     )
     assert element(page, "#range").is_displayed()
     page.execute_script("const s = document.querySelector('#low'); s.value = 0.5; s.dispatchEvent(new Event('change'))")
-    assert count() == 120
+    assert count(page) == 120
 
 
 @pytest.mark.browser
-def test_browser_circles_a_crowd_and_saves_it(page, server, request):
+def test_browser_circles_a_crowd_and_saves_it(page, server, request, home, tmp_path):
+    downloads(page, tmp_path)
     places = torch.tensor(page.execute_script("return [...Array(240).keys()].map(whereIs)"))
     low, high = places[:60].min(0).values - 6, places[:60].max(0).values + 6
     (left, top), (right, bottom) = low.tolist(), high.tolist()
@@ -303,10 +261,12 @@ def test_browser_circles_a_crowd_and_saves_it(page, server, request):
     element(page, "#save").click()
     until(lambda: element(page, "#saved").text, "the answer")
     assert "ants.txt" in element(page, "#saved").text
-    if "served" in request.node.name:
-        saved = (server.lists / "ants.txt").read_text().splitlines()
-        assert len(saved) == int(element(page, "#circled").get_attribute("data-count"))
-        assert set(server.collection.paths[:60]) <= {line.split("\t")[0] for line in saved}
+    file = (server.lists if "served" in request.node.name else tmp_path) / "ants.txt"
+    until(file.is_file, "the list")
+    saved = file.read_text().splitlines()
+    assert len(saved) == int(element(page, "#circled").get_attribute("data-count"))
+    assert set(server.collection.paths[:60]) <= {line.split("\t")[0] for line in saved}
+    assert [f"{path}\t-1" for path in open_images(f"{home / 'photos'}@list={file}").paths] == saved
 
 
 def test_a_table_of_embed_is_explored_as_it_is(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browsing import colour_by, count, element
 from table_samples import write_encoder
 
 import crosslevel
@@ -50,13 +51,11 @@ def test_explore_has_them_as_a_column(home, page):
 @pytest.mark.browser
 def test_browser_filters_by_track(browser, page):
     browser.get(page.as_uri())
-    browser.execute_script(
-        "const s = document.querySelector('#colour'); s.value = 'track'; s.dispatchEvent(new Event('change'))"
-    )
-    browser.find_element("css selector", "#none").click()
-    for track, count in ((4, 5), (2, 10)):
-        browser.find_element("css selector", f"input[data-name='{track}']").click()
-        assert int(browser.find_element("css selector", "#count").get_attribute("data-shown")) == count
+    colour_by(browser, "track")
+    element(browser, "#none").click()
+    for track, frames in ((4, 5), (2, 10)):
+        element(browser, f"input[data-name='{track}']").click()
+        assert count(browser) == frames
     kept = browser.execute_script("return [...Array(30).keys()].filter((i) => state.shown[i])")
     tracks = open_images(SOURCE).tracks.tolist()
     assert kept == [i for i, track in enumerate(tracks) if track in (2, 4)]

@@ -56,12 +56,16 @@ class Predictions(NamedTuple):
 
 
 class _Classifier(NamedTuple):
-    """Probabilities of the C classes from features, and the features that it was made from."""
+    """Probabilities of the C classes from features, and the features that it was made from.
+
+    ``linear`` has the one setting of a linear classifier that was selected.
+    """
 
     kind: str
     logits: Callable[[Float[Tensor, "N D"]], Float[Tensor, "N C"]]
     train_features: Float[Tensor, "M D"]
     t: float = 1.0
+    linear: Linear = Linear()
 
     def probabilities(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         return (self.logits(features).double() / self.t).softmax(1).float()
@@ -204,7 +208,8 @@ def _learnt(
     probabilities = calibrated.probabilities(rows)
     after = calibration_error(probabilities, truth)
     bounds = limits(calibrated.distance(rows), probabilities.max(1).values, reject)
-    final = _fitted(kinds[best], features, labels, owner, classes, k, seed)._replace(t=calibrated.t)
+    # Another setting would have logits of another size, for which this temperature and these limits are wrong.
+    final = _fitted(kinds[best], features, labels, owner, classes, k, seed, calibrated.linear)._replace(t=calibrated.t)
     say(
         console,
         f"{kinds[best]}: {100 * right[best]:.1f} % of {len(truth):,} held-out images are right, calibration error "
@@ -228,6 +233,7 @@ def _fitted(
     classes: int,
     k: int | None,
     seed: int,
+    linear: Linear = Linear(),
 ) -> _Classifier:
     if kind == "knn":
         voters = k or neighbours(len(features))
@@ -238,8 +244,9 @@ def _fitted(
 
         return _Classifier(kind, votes, features)
     unit, generator = F.normalize(features, dim=1), seeded(seed)
-    sweep = chosen_linear(unit, labels, classes, Linear(), generator, tracks=tracks).classifier
-    return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features)
+    sweep, lr, weight_decay, _ = chosen_linear(unit, labels, classes, linear, generator, tracks=tracks)
+    selected = Linear(lrs=(lr,), weight_decays=(weight_decay,))
+    return _Classifier(kind, lambda rows: sweep.scores(F.normalize(rows, dim=1)).squeeze(1), features, linear=selected)
 
 
 def _write(file: Path, predictions: Predictions, run: str, licence: str) -> None:

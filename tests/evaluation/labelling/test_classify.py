@@ -48,6 +48,18 @@ def test_known_classes_are_labelled_and_strange_ones_unknown(home, how):
     assert not none.unknown.any()
 
 
+@pytest.mark.parametrize("seed", [1, 2])
+def test_images_of_classes_that_are_hard_to_tell_apart_are_not_all_unknown(home, tmp_path, seed):
+    """Of eight classes six look the same. A linear classifier's best setting is then a matter of chance, and differs
+    between a part of the labelled images and all of them."""
+    for name, count, first in (("labelled", 16, 3), ("asked", 12, 4)):
+        write_images(tmp_path / name, count=count, size=(8, 8), classes=[f"class-{c}" for c in range(8)], seed=first)
+    line = [str(home / "run"), str(tmp_path / "labelled"), str(tmp_path / "asked")]
+    made = classify(*line, how="linear", seed=seed, **QUIET)
+    assert made.unknown.float().mean() < 0.3  # 0.05 are meant
+    assert made.probability.mean() == pytest.approx(made.about["accuracy"], abs=0.15)
+
+
 def test_the_table_has_a_row_for_each_image(home, tmp_path, capsys):
     output = tmp_path / "p.parquet"
     line = [str(home / part) for part in ("run", "labelled", "asked")]
