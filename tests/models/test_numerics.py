@@ -17,7 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.numerics import avoid_faults, glance, tell
+from crosslevel.models.numerics import avoid_faults, glance, say_once
 from crosslevel.utils.device import Hardware
 
 BF16 = Hardware(torch.device("cpu"), "bf16", "")
@@ -160,11 +160,11 @@ def test_copies_are_set_too_and_keep_their_own_weights():
 def test_a_line_is_told_once_on_a_console_and_by_one_rank(monkeypatch):
     first, second = Console(file=io.StringIO()), Console(file=io.StringIO())
     for console in (first, first, second, None):
-        tell(console, "[wrong] there")
-        tell(console, "")
+        say_once(console, "[wrong] there")
+        say_once(console, "")
     assert first.file.getvalue() == second.file.getvalue() == "[wrong] there\n"
     monkeypatch.setenv("LOCAL_RANK", "1")
-    tell(first, "another")
+    say_once(first, "another")
     assert first.file.getvalue() == "[wrong] there\n"
 
 
