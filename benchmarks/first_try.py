@@ -209,8 +209,7 @@ def clock(folder: Path, every: float = 5.0) -> Iterator[Callable[[], float]]:
     def add() -> None:
         nonlocal last
         now = time.monotonic()
-        part = file.with_name(f"{file.name}.part")
-        part.write_text(str(spent() + now - last))
+        (part := file.with_suffix(".part")).write_text(str(spent() + now - last))
         part.replace(file)  # whole at any time
         last = now
 
