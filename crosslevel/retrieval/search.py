@@ -30,7 +30,7 @@ from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import NotThere, UserError
+from crosslevel.utils.errors import NotThere, UserError, printable
 from crosslevel.utils.marks import verb
 
 EXACT = 1_000_000  # up to this many rows, all are compared; beyond, an index is faster than reading the features
