@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crosslevel.models.schedules.temperature import check_temperature
 from crosslevel.models.sinkhorn import sinkhorn
-from crosslevel.models.temperature import check_temperature
 from crosslevel.utils.distributed import gather, rank
 from crosslevel.utils.errors import UserError
 from crosslevel.utils.rng import seeded

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from crosslevel.cld.grouping import Groups, Init, normalized_cut, spherical_kmeans
 from crosslevel.models.heads import Head, projection_head
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.utils.distributed import gather as gather_rows
 from crosslevel.utils.distributed import rank, world_size
 from crosslevel.utils.errors import UserError

@@ -18,7 +18,7 @@ from torch import nn
 
 from crosslevel.evaluation.results import COLUMNS, FILE, read_results
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.models.start.pretrained import CARD, HUB, is_named
 from crosslevel.runs import Run
 from crosslevel.utils.console import printer, say

@@ -20,7 +20,7 @@ from crosslevel.features.extract import Runtime
 from crosslevel.features.source import check_channels, open_for
 from crosslevel.models.copies import untrained
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import is_by_name, open_encoder, run_dir_of, title_of
+from crosslevel.models.named import is_by_name, open_encoder, run_dir_of, title_of
 from crosslevel.runs import Run, load_branches
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import SourceError, UserError, hidden

@@ -16,7 +16,7 @@ from crosslevel.features.embed import embed
 from crosslevel.features.extract import Runtime
 from crosslevel.features.source import settings_of, suited
 from crosslevel.features.table import FeatureTable, open_table
-from crosslevel.models.start.named import is_by_name, open_encoder, run_dir_of
+from crosslevel.models.named import is_by_name, open_encoder, run_dir_of
 from crosslevel.utils.console import say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import UserError, hidden

@@ -31,7 +31,7 @@ from crosslevel.features.pieces import Pieces, text
 from crosslevel.features.source import open_for, suited
 from crosslevel.features.table import IMAGE, metadata_of
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import mark_of, open_encoder
+from crosslevel.models.named import mark_of, open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision
 from crosslevel.utils.errors import SourceError, UserError, counted

@@ -19,7 +19,7 @@ from crosslevel.data.images import Images
 from crosslevel.features.extract import Runtime, stream
 from crosslevel.features.source import reading_of
 from crosslevel.models.encoder import Encoder, View
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import BadImage, UserError

@@ -38,7 +38,7 @@ from crosslevel.inspection.scan import Structure, run_features, structure
 from crosslevel.inspection.sketch import Sketch, sketch
 from crosslevel.inspection.summary import summary, tables
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import open_encoder, run_dir_of
+from crosslevel.models.named import open_encoder, run_dir_of
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError, hidden

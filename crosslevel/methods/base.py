@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from crosslevel.models.heads import Head, projection_head
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.utils.errors import UserError
 
 

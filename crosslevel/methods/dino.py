@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, feature_size, in_float32, scaled_gradient
 from crosslevel.methods.memory import MomentumCopy, rising
 from crosslevel.models.heads import Head, NormLinear
-from crosslevel.models.temperature import Temperature, check_temperature
+from crosslevel.models.schedules.temperature import Temperature, check_temperature
 from crosslevel.utils.distributed import add, world_size
 from crosslevel.utils.errors import UserError
 

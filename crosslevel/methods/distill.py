@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, feature_size, in_float32
 from crosslevel.methods.byol import distance
 from crosslevel.models.heads import Head
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.distributed import gather
 from crosslevel.utils.errors import UserError
 

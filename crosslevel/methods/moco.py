@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, check_splits, encode_in_parts, in_float32
 from crosslevel.methods.memory import KeyQueue, MomentumCopy
 from crosslevel.models.heads import Head
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.utils.distributed import gather, shuffled, world_size
 from crosslevel.utils.errors import UserError
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, check_splits
 from crosslevel.methods.memory import InstanceBank, ShardedBank
 from crosslevel.models.heads import Head
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.utils.distributed import gather
 from crosslevel.utils.errors import UserError, counted
 

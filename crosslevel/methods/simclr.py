@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from crosslevel.methods.base import Method, feature_size
 from crosslevel.models.heads import Head
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.utils.distributed import gather, rank
 
 WIDTH = 512  # least units of the hidden layer, for encoders with fewer features

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from crosslevel.methods.base import Method, feature_size, scaled_gradient
 from crosslevel.methods.memory import KeyQueue
 from crosslevel.models.heads import Head, NormLinear
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.models.sinkhorn import sinkhorn
-from crosslevel.models.temperature import Temperature
 from crosslevel.utils.distributed import gather, rank
 from crosslevel.utils.errors import UserError
 

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import open_encoder, run_dir_of
+from crosslevel.models.named import open_encoder, run_dir_of
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.errors import MissingExtra, NotThere, UserError
 from crosslevel.utils.files import ENCODER, replacing

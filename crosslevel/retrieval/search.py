@@ -25,12 +25,12 @@ from crosslevel.features.source import reading_of
 from crosslevel.features.table import FeatureTable
 from crosslevel.metrics.nearest import Neighbours, nearest
 from crosslevel.models.clip.open import open_clip_of
-from crosslevel.models.start.named import is_by_name, open_encoder
+from crosslevel.models.named import is_by_name, open_encoder
 from crosslevel.retrieval.index import opened_index
 from crosslevel.retrieval.page import output_files, write_results
 from crosslevel.utils.console import printer, say
 from crosslevel.utils.device import Device, Precision, choose
-from crosslevel.utils.errors import NotThere, UserError, printable
+from crosslevel.utils.errors import NotThere, UserError
 from crosslevel.utils.marks import verb
 
 EXACT = 1_000_000  # up to this many rows, all are compared; beyond, an index is faster than reading the features
@@ -187,7 +187,7 @@ def _in_words(table: FeatureTable, query: str, run: str | None) -> Queries:
     """
     lost = f"{query}: there is no such file, and no row of {table.file} has this path"
     if table.rows:
-        lost += f" (its first is {printable(table.paths[0])})"
+        lost += f" (its first is {table.paths[0]})"
     if "/" in query or can_be_image(query) or run is None:
         raise NotThere(lost)
     if not is_by_name(run):

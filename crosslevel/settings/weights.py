@@ -23,7 +23,7 @@ RUNS = ("run", "table")
 
 
 def by_name(options: Mapping[str, Sequence[str]]) -> str | None:
-    """The encoder that these options name, in one text as `crosslevel.models.start.named.open_encoder` takes it.
+    """The encoder that these options name, in one text as `crosslevel.models.named.open_encoder` takes it.
 
     Args:
         options: the value of each of `OPTIONS`, by its name; empty if it was not given.

@@ -11,7 +11,7 @@ from hub_samples import local_hub
 import crosslevel
 from crosslevel.cli import main
 from crosslevel.models.encoder import Encoder, View, load_encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz"
 

@@ -19,7 +19,7 @@ from crosslevel.features.extract import Runtime, encoded, extract
 from crosslevel.features.part_files import PartFiles
 from crosslevel.inspection.inspect import inspect
 from crosslevel.models.encoder import View
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.training.train import train
 from crosslevel.utils.device import choose
 from crosslevel.utils.errors import MissingExtra, UserError

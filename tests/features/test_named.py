@@ -22,7 +22,7 @@ from crosslevel.features.engines import Sent
 from crosslevel.features.extract import normalize
 from crosslevel.features.table import open_table
 from crosslevel.models.encoder import Encoder, View
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.settings.weights import VERBS
 
 NAME = "timm:test_convnext.r160_in1k"
@@ -80,7 +80,7 @@ def test_load_is_the_same_encoder(photos):
 
 
 def test_a_table_goes_on_only_with_the_same_weights(photos, tmp_path):
-    from crosslevel.models.start.named import mark_of, open_encoder
+    from crosslevel.models.named import mark_of, open_encoder
 
     first, again = (open_encoder(NAME) for _ in range(2))
     smaller = open_encoder(f"{NAME},size=64")

@@ -12,7 +12,7 @@ from run_samples import write_images
 import crosslevel
 from crosslevel import CrossLevel
 from crosslevel.methods import METHODS, SimCLR
-from crosslevel.models.temperature import Temperature
+from crosslevel.models.schedules.temperature import Temperature
 from crosslevel.runs import Run
 
 

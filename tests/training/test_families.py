@@ -16,7 +16,7 @@ import crosslevel
 from crosslevel.cli import main
 from crosslevel.features.extract import normalize
 from crosslevel.models.encoder import Encoder, View, load_encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.errors import UserError
 
 TINY = "test_convnext.r160_in1k"

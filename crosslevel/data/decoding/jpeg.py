@@ -12,9 +12,6 @@ from torchvision.io import ImageReadMode  # registers its decoders, too
 
 from crosslevel.data.bad_files import _Defect
 
-_DECODE = torch.ops.image.decode_jpeg.default
-"""What `torchvision.io.decode_jpeg` calls, which warns of its future at each image and takes as long again to do so."""
-
 
 @dataclass(slots=True)
 class JpegHeader:
@@ -85,5 +82,7 @@ def needed_for_jpeg(header: JpegHeader, encoded: int) -> int:
 
 def decoded_jpeg(data: bytearray, exif: bool = False) -> UInt8[Tensor, "3 H W"]:
     """The pixels of a plain JPEG."""
-    image: Tensor = _DECODE(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB.value, exif)
+    # What `torchvision.io.decode_jpeg` calls, which warns of its future at each image, and takes nearly as long again.
+    decode = torch.ops.image.decode_jpeg.default
+    image: Tensor = decode(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB.value, exif)
     return image

@@ -28,7 +28,7 @@ from crosslevel.features.source import open_for
 from crosslevel.metrics.knn import neighbours, weighted_knn
 from crosslevel.metrics.nearest import nearest
 from crosslevel.models.encoder import Encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.console import printer, progress_bar, say
 from crosslevel.utils.device import Device, Precision, choose
 from crosslevel.utils.errors import UserError

@@ -28,7 +28,7 @@ from crosslevel.features.source import settings_of
 from crosslevel.models.copies import frozen
 from crosslevel.models.encoder import Encoder
 from crosslevel.models.heads import load_head
-from crosslevel.models.start.named import is_by_name, run_dir_of
+from crosslevel.models.named import is_by_name, run_dir_of
 from crosslevel.transforms.philox import Counted
 from crosslevel.transforms.views import Views
 from crosslevel.utils.device import Hardware

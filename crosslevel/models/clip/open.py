@@ -42,7 +42,7 @@ def open_clip_of(name: str, width: int) -> Clip:
     """Open the text side of a CLIP.
 
     Args:
-        name: of its weights, as `crosslevel.models.start.named.open_encoder` takes it: a repository of the hub or a
+        name: of its weights, as `crosslevel.models.named.open_encoder` takes it: a repository of the hub or a
             folder with open_clip's files (open_clip_config.json, open_clip_model.safetensors) and tokenizer.json.
         width: D, the size of an image's feature.
 

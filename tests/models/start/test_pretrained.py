@@ -10,7 +10,7 @@ from reference import normal
 from timm.models import save_for_hf
 
 from crosslevel.models.encoder import Encoder, load_encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.errors import UserError
 
 TINY = "test_vit.r160_in1k"

@@ -15,7 +15,8 @@ def fork():
 
     Else a child whose parent has ever sent a tensor to a worker lets its own workers ask that parent for theirs.
     The parent's garbage is left alone: an object of another test whose end goes wrong in the child prints a traceback
-    at any time, which in Python up to 3.11.7 breaks an `ast.parse` that it interrupts (python/cpython issue 106905).
+    at any time, and parses for it: in Python 3.11.7 that breaks an `ast.parse` that it interrupts ("AST constructor
+    recursion depth mismatch").
     """
     pid = os.fork()
     if pid == 0:

@@ -17,7 +17,7 @@ from crosslevel.data.uri import parse
 from crosslevel.evaluation.detection.model import detector
 from crosslevel.features.source import check_channels, suited
 from crosslevel.models.encoder import Encoder, load_encoder
-from crosslevel.models.start.named import open_encoder
+from crosslevel.models.named import open_encoder
 from crosslevel.utils.errors import UserError
 
 LESS = [

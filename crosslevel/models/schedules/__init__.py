@@ -1,4 +1,4 @@
-"""Factors of a learning rate in the course of a training."""
+"""Factors in the course of a training: of a learning rate, of a momentum; temperature.py has a temperature's."""
 
 from __future__ import annotations
 
